@@ -1,0 +1,21 @@
+"""What is trained: tasks, the families they are drawn from, and the suites that give families a role."""
+
+from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec
+from loopwright.inner_tasks.suites import Suite, get_suite, suites
+from loopwright.inner_tasks.task import Calibration, Split, Task, TaskFamily, families, get_task, register
+
+__all__ = [
+    "MLP",
+    "Calibration",
+    "ConvNet",
+    "ModelSpec",
+    "Split",
+    "Suite",
+    "Task",
+    "TaskFamily",
+    "families",
+    "get_suite",
+    "get_task",
+    "register",
+    "suites",
+]

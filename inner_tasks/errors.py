@@ -1,0 +1,24 @@
+"""The exceptions a user of the package can meet. The commands print their message on one line, without a traceback."""
+
+
+class LoopwrightError(ValueError):
+    """Something the caller gave is not acceptable; the message names the value and what is accepted."""
+
+
+class UnknownNameError(LoopwrightError):
+    """A name that is not registered: a task, family, suite, knob set or algorithm."""
+
+    def __init__(self, kind: str, name: object, known: list[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+
+
+class UncalibratedTaskError(LoopwrightError):
+    """A task without a target cannot be an episode: nothing would say when it is over."""
+
+
+class InvalidActionError(LoopwrightError):
+    """An action that is not finite, has the wrong shape or lies outside the action space."""
+
+
+class BundleError(LoopwrightError):
+    """A saved policy that is damaged, altered, or made for another observation or knob set."""

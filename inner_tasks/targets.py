@@ -1,0 +1,47 @@
+"""Reads and writes ``targets.json``: the calibrated targets that ship with the package, and their provenance."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loopwright.inner_tasks.task import Calibration
+
+TARGETS_FILE = Path(__file__).with_name("targets.json")
+
+
+@lru_cache(maxsize=1)
+def _stored() -> dict[str, Any]:
+    if not TARGETS_FILE.exists():
+        return {"provenance": {}, "targets": {}, "dropped": {}}
+    content: dict[str, Any] = json.loads(TARGETS_FILE.read_text())
+    return content
+
+
+def calibration_of(task_name: str) -> Calibration | None:
+    """The stored calibration of a task, or None where the task has none."""
+    entry = _stored()["targets"].get(task_name)
+    if entry is None:
+        return None
+    curve = tuple((float(geq), float(loss)) for geq, loss in entry["curve"])
+    return Calibration(float(entry["target"]), float(entry["cost"]), curve)
+
+
+def calibrated_names() -> list[str]:
+    """Names of the tasks that have a stored target."""
+    return list(_stored()["targets"])
+
+
+def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], dropped: dict[str, str]) -> None:
+    """Replace the stored targets: one task a line, so that a change reads as one in a diff."""
+    lines = ",\n".join(
+        f"    {json.dumps(name)}: "
+        + json.dumps({"target": c.target, "cost": c.cost, "curve": [list(point) for point in c.curve]})
+        for name, c in sorted(targets.items())
+    )
+    refused = ",\n".join(f"    {json.dumps(name)}: {json.dumps(why)}" for name, why in sorted(dropped.items()))
+    TARGETS_FILE.write_text(
+        f'{{\n  "provenance": {json.dumps(provenance)},\n'
+        f'  "targets": {{\n{lines}\n  }},\n  "dropped": {{\n{refused}\n  }}\n}}\n'
+    )
+    _stored.cache_clear()
