@@ -1,1 +1,1 @@
-
+"""Who controls: schedules and learned policies, how they are trained, saved and judged."""

@@ -1,6 +1,7 @@
 """Reads and writes ``targets.json``: the calibrated targets that ship with the package, and their provenance."""
 
 import json
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,40 @@ from loopwright.inner_tasks.task import Calibration
 TARGETS_FILE = Path(__file__).with_name("targets.json")
 
 
-@lru_cache(maxsize=1)
-def _stored() -> dict[str, Any]:
+@dataclass
+class StoredTargets:
+    """Calibrations by task name, and for each task that was dropped the reason."""
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+    targets: dict[str, Calibration] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def read_targets() -> StoredTargets:
+    """A fresh copy of what is stored."""
     if not TARGETS_FILE.exists():
-        return {"provenance": {}, "targets": {}, "dropped": {}}
-    content: dict[str, Any] = json.loads(TARGETS_FILE.read_text())
-    return content
+        return StoredTargets()
+    content = json.loads(TARGETS_FILE.read_text())
+    targets = {
+        name: Calibration(entry["target"], entry["cost"], tuple((geq, loss) for geq, loss in entry["curve"]))
+        for name, entry in content["targets"].items()
+    }
+    return StoredTargets(content["provenance"], targets, content["dropped"])
+
+
+@lru_cache(maxsize=1)
+def _stored() -> StoredTargets:
+    return read_targets()
 
 
 def calibration_of(task_name: str) -> Calibration | None:
     """The stored calibration of a task, or None where the task has none."""
-    entry = _stored()["targets"].get(task_name)
-    if entry is None:
-        return None
-    curve = tuple((float(geq), float(loss)) for geq, loss in entry["curve"])
-    return Calibration(float(entry["target"]), float(entry["cost"]), curve)
+    return _stored().targets.get(task_name)
 
 
 def calibrated_names() -> list[str]:
     """Names of the tasks that have a stored target."""
-    return list(_stored()["targets"])
+    return list(_stored().targets)
 
 
 def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], dropped: dict[str, str]) -> None:

@@ -1,1 +1,1 @@
-
+"""The commands, one file each; ``loopwright COMMAND --help`` or ``python scripts/COMMAND.py --help``."""

@@ -1,0 +1,160 @@
+"""What a controller sees: telemetry, plan and budget as one named, bounded, scale-invariant float32 vector.
+
+Every feature is a ratio, a cosine, a fraction or a position, most of them logarithms, clipped to [-LIMIT, LIMIT]:
+multiplying the loss by a constant changes none of those about loss and gradient. Nothing here comes from the target
+split except the target itself, which is part of the task that the controller is given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+
+from loopwright.envs.knobs import KNOBS
+from loopwright.envs.plan import ROW
+from loopwright.envs.telemetry import Telemetry
+
+OBSERVATION_VERSION = 1
+LIMIT = 5.0
+HALF_LIVES = {"fast": 2.0, "slow": 8.0}  # of the running averages, in decisions
+
+# name, formula. L is the mean training loss of the last decision, V the loss on the last control batch, L0 and V0 the
+# control loss before training; v the running average of log V (fast); G an update's gradient; m the momentum.
+FEATURES: tuple[tuple[str, str], ...] = (
+    ("train_progress", "log(L / V0)"),
+    ("control_progress", "v - log V0"),
+    ("train_trend_fast", "log L minus its fast average"),
+    ("train_trend_slow", "log L minus its slow average"),
+    ("control_trend", "v minus the slow average of log V"),
+    ("control_from_best", "v minus the lowest v so far"),
+    ("loss_noise", "std / mean of the loss within the decision"),
+    ("generalisation_gap", "v minus the fast average of log L"),
+    ("gradient_level", "log|G| minus its slow average"),
+    ("gradient_zscore", "that over the slow average of the spread of log|G|"),
+    ("gradient_spread", "std of log|G| within the decision"),
+    ("gradient_since_start", "log|G| minus log|G| of the first decision"),
+    ("gradient_cosine", "cosine of G with the G before"),
+    ("momentum_cosine", "cosine of G with m"),
+    ("momentum_ratio", "log(|m| / |G|): how much the averaging cancels"),
+    ("noise_ratio", "log of rms microbatch gradient over rms G"),
+    ("clipped_fraction", "share of updates that were clipped"),
+    ("clip_margin", "log(threshold / typical |G|); LIMIT when off"),
+    ("step_ratio", "log(|step| / |weights|) + 6"),
+    ("budget_left", "fraction of the budget left"),
+    ("decisions", "log(1 + decisions taken)"),
+    ("target_given", "1 if there is a target, else 0"),
+    ("target_distance", "v - log target; 0 without one"),
+    ("target_depth", "log(V0 / target); 0 without one"),
+    ("optimizer", "-1 sgd, 1 adamw"),
+)
+OBSERVATION_NAMES = tuple(name for name, _ in FEATURES) + tuple(f"plan_{knob}" for knob in KNOBS)
+
+
+class Observer:
+    """Keeps the running averages that the features need, for ``lanes`` runs, and computes the observation."""
+
+    def __init__(self, lanes: int) -> None:
+        names = ["start", "target", "best", "first_norm", "decisions", "level_fast", "level_slow"]
+        names += [f"{kind}_{speed}" for kind in ("train", "control", "norm", "spread") for speed in HALF_LIVES]
+        self._memory = {name: torch.zeros(lanes) for name in names}
+        self._last = {field.name: torch.zeros(lanes) for field in fields(Telemetry)}
+
+    def begin(self, lanes: Sequence[int], control_loss: torch.Tensor, targets: Sequence[float | None]) -> None:
+        """Forget what was seen in ``lanes``; ``control_loss [len(lanes)]`` is theirs before training."""
+        index = torch.tensor(list(lanes))
+        for tensor in (*self._memory.values(), *self._last.values()):
+            tensor[index] = 0.0
+        start = control_loss.log()
+        self._memory["start"][index] = start
+        self._memory["best"][index] = start
+        self._memory["target"][index] = torch.tensor([torch.nan if t is None else t for t in targets]).log()
+
+    def observe(
+        self,
+        telemetry: Telemetry | None,
+        control_loss: torch.Tensor,
+        plans: torch.Tensor,
+        budget_left: torch.Tensor,
+        training: torch.Tensor,
+    ) -> torch.Tensor:
+        """The observation ``[lanes, len(OBSERVATION_NAMES)]``.
+
+        ``training [lanes]`` is False for a lane that has not trained since ``begin``: its telemetry is not used.
+        ``telemetry`` may be None when no lane has.
+        """
+        m = self._memory
+        if telemetry is not None:
+            self._remember(telemetry, control_loss, training)
+        last, started = self._last, m["decisions"] > 0
+        train = torch.where(started, last["loss"], m["start"].exp()).log()
+        given = ~m["target"].isnan()
+        level = last["log_gradient_norm"]
+        control = torch.where(started, self._average("control", "fast"), m["start"])
+        nothing = torch.zeros_like(train)
+
+        def since(value: torch.Tensor) -> torch.Tensor:
+            return torch.where(started, value, 0.0)
+
+        columns = {
+            "train_progress": train - m["start"],
+            "control_progress": control - m["start"],
+            "train_trend_fast": since(train - self._average("train", "fast")),
+            "train_trend_slow": since(train - self._average("train", "slow")),
+            "control_trend": since(control - self._average("control", "slow")),
+            "control_from_best": control - m["best"],
+            "loss_noise": since(last["loss_std"] / last["loss"]),
+            "generalisation_gap": since(control - self._average("train", "fast")),
+            "gradient_level": since(level - self._average("norm", "slow")),
+            "gradient_zscore": since(
+                (level - self._average("norm", "slow")) / (self._average("spread", "slow") + 0.05)
+            ),
+            "gradient_spread": last["log_gradient_norm_std"],
+            "gradient_since_start": since(level - m["first_norm"]),
+            "gradient_cosine": last["gradient_cosine"],
+            "momentum_cosine": last["momentum_cosine"],
+            "momentum_ratio": last["log_momentum_ratio"],
+            "noise_ratio": last["log_noise_ratio"],
+            "clipped_fraction": last["clipped_fraction"],
+            "clip_margin": torch.where(started, plans[ROW["clip"]].log() - level, LIMIT),
+            "step_ratio": since(last["log_step_ratio"] + 6.0),
+            "budget_left": budget_left,
+            "decisions": torch.log1p(m["decisions"]),
+            "target_given": given.float(),
+            "target_distance": torch.where(given, control - m["target"], nothing),
+            "target_depth": torch.where(given, m["start"] - m["target"], nothing),
+            "optimizer": 2 * plans[ROW["optimizer"]] - 1,
+        }
+        columns |= {f"plan_{name}": knob.position(plans) for name, knob in KNOBS.items()}
+        observation = torch.stack([columns[name] for name in OBSERVATION_NAMES], dim=1)
+        # A run that has just diverged is shown at the limits, not as NaN: the controller must be able to see it.
+        return torch.nan_to_num(observation, nan=LIMIT).clamp(-LIMIT, LIMIT)
+
+    def _average(self, kind: str, speed: str) -> torch.Tensor:
+        """The bias-corrected running average (the weight of the zeros it started from is divided out)."""
+        return self._memory[f"{kind}_{speed}"] / self._memory[f"level_{speed}"].clamp(min=1e-6)
+
+    def _remember(self, telemetry: Telemetry, control_loss: torch.Tensor, training: torch.Tensor) -> None:
+        m = self._memory
+        for name, old in self._last.items():
+            new = getattr(telemetry, name)
+            # Without an update there is no new gradient statistic: the last one stands.
+            fresh = training if name in ("loss", "loss_std", "updates") else training & (telemetry.updates > 0)
+            old.copy_(torch.where(fresh, new, old))
+        first = training & (m["decisions"] == 0)
+        m["first_norm"] = torch.where(first, self._last["log_gradient_norm"], m["first_norm"])
+        values = {
+            "train": self._last["loss"].log(),
+            "control": control_loss.log(),
+            "norm": self._last["log_gradient_norm"],
+            "spread": self._last["log_gradient_norm_std"],
+        }
+        for speed, half_life in HALF_LIVES.items():
+            weight = 1 - 0.5 ** (1 / half_life)
+            level = m[f"level_{speed}"]
+            m[f"level_{speed}"] = torch.where(training, level + weight * (1 - level), level)
+            for kind, value in values.items():
+                old = m[f"{kind}_{speed}"]
+                m[f"{kind}_{speed}"] = torch.where(training, old + weight * (value - old), old)
+        m["decisions"] = m["decisions"] + training.float()
+        lowest = torch.minimum(m["best"], torch.nan_to_num(self._average("control", "fast"), nan=torch.inf))
+        m["best"] = torch.where(training, lowest, m["best"])

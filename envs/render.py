@@ -1,0 +1,53 @@
+"""Draws a run: loss against cost, and under it the plan that was followed."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from loopwright.envs.knobs import KNOBS
+from loopwright.inner_tasks.task import Task
+
+
+class Frame(NamedTuple):
+    """One decision: geq spent so far, target-split loss, and the plan's fields."""
+
+    cost: float
+    loss: float
+    plan: dict[str, Any]
+
+
+def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[float], label: str) -> None:
+    """One field of the plan as steps over the cost, on a logarithmic axis where all its values are positive."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    axes.step(costs, finite, where="pre")
+    if np.nanmin(np.where(np.isnan(finite), 1.0, finite)) > 0:
+        axes.set_yscale("log")
+    axes.set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[np.uint8]:
+    """An image ``[600, 800, 3]`` of the run so far."""
+    fields = [knob.field for knob in KNOBS.values()]
+    figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    rows = figure.subplots(1 + len(fields), 1, sharex=True, height_ratios=[4] + [1] * len(fields))
+    rows[0].set_title(task.name, fontsize=10)
+    rows[0].set_ylabel("loss", fontsize=8)
+    rows[0].set_xlim(0, budget)
+    if task.calibration is not None:
+        rows[0].axhline(task.calibration.target, color="grey", linestyle="--", linewidth=1, label="target")
+        rows[0].legend(fontsize=8)
+    if frames:
+        costs = [frame.cost for frame in frames]
+        rows[0].plot(costs, [frame.loss for frame in frames], marker=".")
+        rows[0].set_yscale("log")
+        for axes, field in zip(rows[1:], fields, strict=True):
+            plot_plan(axes, costs, [float(frame.plan[field]) for frame in frames], field)
+    rows[-1].set_xlabel("cost (geq)", fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

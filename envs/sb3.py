@@ -1,0 +1,60 @@
+"""The vector environment as a Stable-Baselines3 ``VecEnv``: the same batch of runs, without a process per run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+
+from loopwright.envs.training_loop import TrainingLoopVectorEnv
+from loopwright.inner_tasks.errors import LoopwrightError
+
+
+class SB3VecEnv(VecEnv):
+    """Wraps a ``TrainingLoopVectorEnv`` in SAME_STEP mode, the only one Stable-Baselines3 knows."""
+
+    def __init__(self, envs: TrainingLoopVectorEnv) -> None:
+        if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise LoopwrightError(f"Stable-Baselines3 needs autoreset_mode SAME_STEP, got {envs.autoreset_mode.name}")
+        self.envs = envs  # before super().__init__, which asks for render_mode
+        self._actions: npt.NDArray[Any] = np.empty(0)
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> npt.NDArray[np.float32]:
+        observations, _ = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
+        self._reset_seeds()
+        return observations
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(
+        self,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+        observations, rewards, terminated, truncated, info = self.envs.step(self._actions)
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(t)} for t in truncated]
+        done = terminated | truncated
+        for i in np.flatnonzero(done):
+            infos[i]["terminal_observation"] = info["final_obs"][i]
+            final = info["final_info"]
+            infos[i] |= {key: final[key][i] for key in ("task", "outcome", "cost", "budget", "loss", "accuracy")}
+        return observations, rewards.astype(np.float32), done, infos  # fresh: SB3 adds to the rewards in place
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def get_attr(self, attr_name: str, indices: int | Sequence[int] | None = None) -> list[Any]:
+        return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: int | Sequence[int] | None = None) -> None:
+        raise LoopwrightError(f"cannot set {attr_name!r}: the runs share one environment")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        raise LoopwrightError(f"cannot call {method_name!r} per environment: the runs share one environment")
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: int | Sequence[int] | None = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]

@@ -1,0 +1,352 @@
+"""The training loop as an environment: ``TrainingLoopEnv`` for one run, ``TrainingLoopVectorEnv`` for many at once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from loopwright.envs.episodes import DIVERGED, MISS, OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings
+from loopwright.envs.knobs import KnobSet
+from loopwright.envs.observation import LIMIT, OBSERVATION_NAMES
+from loopwright.envs.plan import LoopPlan, unstack_plans
+from loopwright.envs.render import Frame, draw_run
+from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
+from loopwright.inner_tasks.suites import get_suite
+from loopwright.inner_tasks.task import Task, get_task
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def observation_space() -> gym.spaces.Box:
+    return gym.spaces.Box(-LIMIT, LIMIT, (len(OBSERVATION_NAMES),), np.float32)
+
+
+def choose_tasks(suite: str, tasks: Sequence[str | Task] | None) -> list[Task]:
+    """The tasks an environment draws from: those given, by name or as they are, or those of the suite."""
+    if tasks is not None and len(tasks) == 0:
+        raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
+    names = get_suite(suite).tasks() if tasks is None else tasks
+    chosen = [get_task(task) if isinstance(task, str) else task for task in names]
+    for task in chosen:
+        if task.calibration is None:
+            raise UncalibratedTaskError(f"task {task.name} has no calibrated target; see envs.calibration.calibrate")
+    return chosen
+
+
+class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
+    """
+    ## Description
+
+    An inner training run, controlled while it runs. The agent watches loss and gradient statistics and moves the
+    learning rate, the momentum, the clipping threshold, the batch size and the weight averaging; it is rewarded for
+    bringing the loss on data it never sees down to the task's target with little computation. Each episode draws a
+    task (data, network, initial weights) from a suite, so that what is learnt is a tuning *policy* rather than a
+    schedule.
+
+    One step, a *decision*, trains for ``ticks_per_decision`` microbatches under one plan.
+
+    ## Action Space
+
+    One dimension per knob of the knob set. By default `MultiDiscrete`: each entry picks one of the knob's steps, the
+    middle one leaves it alone. With `action="box"`, `Box(-1, 1)`: the step as a fraction of the largest.
+
+    | knob | moves | by, at most | between |
+    |---|---|---|---|
+    | `lr` | learning rate | x 1/2.7, 1/1.4, 1, 1.4, 2.7 | 1e-6 .. 100 |
+    | `momentum` | 1 - momentum (beta1) | x 1/2, 1, 2 | momentum 0 .. 0.99 |
+    | `clip` | threshold on the gradient norm | x 1/4, 1/2, 1, 2, 4 | 1/32 .. 16, then off |
+    | `batch` | microbatches per update | x 1/2, 1, 2 | 1 .. 16 |
+    | `average` | half-life of the averaged weights that are evaluated | one rung | off, 32, 128 ticks |
+
+    ## Observation Space
+
+    `Box(-5, 5, float32)`; the entries are named by `envs.observation.OBSERVATION_NAMES` and their formulas are
+    `envs.observation.FEATURES`: loss progress and trends, gradient level, cosines and noise, clipping, step size, the
+    budget, the target, and where every knob stands. Ratios throughout, so that scaling the loss changes nothing.
+
+    ## Rewards
+
+    Progress towards the target counted in the cost at which the task's best static configuration gets as far, less
+    the share of the budget spent (`envs.reward`). An episode that hits the target returns 1 - the share it used.
+
+    ## Starting State
+
+    Freshly initialised weights and the starting ``plan``. The control split has been looked at once.
+
+    ## Episode End
+
+    *Terminated* when the target-split loss stays at or below the target for two decisions (`outcome` "hit"), when the
+    budget is spent ("miss": the budget is part of what is observed, hence no truncation), or when the loss is no
+    longer finite ("diverged", which costs the rest of the budget). Truncated only by `max_episode_steps`.
+
+    ## Information
+
+    `task`, `outcome`, `cost` and `budget` (geq: gradient equivalents, one forward and backward pass over one sample),
+    `loss` and `accuracy` on the target split (the harness's, not for the agent), and `plan`.
+
+    ## Arguments
+
+    | parameter | type | default | description |
+    |---|---|---|---|
+    | `suite` | str | "train" | suite that tasks are drawn from |
+    | `tasks` | list of names or `Task` | None | draw from these instead |
+    | `knobs` | str | "all" | a knob set, or knob names joined by "+" |
+    | `action` | str | "discrete" | or "box" |
+    | `plan` | LoopPlan | LoopPlan() | the starting plan |
+    | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, compilation |
+    | `render_mode` | str | None | "rgb_array" draws the run so far |
+
+    ``reset(options={"task": name})`` chooses the task of one episode.
+
+    ## Vectorized environment
+
+    `gymnasium.make_vec(id, num_envs=64)` gives `TrainingLoopVectorEnv`, which trains all runs in one batch, at many
+    times the speed of as many separate environments; it takes `autoreset_mode` as well.
+
+    ## Version History
+
+    * v0: initial version
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (Gymnasium's convention)
+
+    def __init__(
+        self,
+        *,
+        suite: str = "train",
+        tasks: Sequence[str | Task] | None = None,
+        knobs: str = "all",
+        action: str = "discrete",
+        plan: LoopPlan | None = None,
+        settings: EpisodeSettings | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise LoopwrightError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        self.tasks = choose_tasks(suite, tasks)
+        self.knobs = KnobSet(knobs, action)
+        self.plan = plan or LoopPlan()
+        self.settings = settings or EpisodeSettings()
+        self.render_mode = render_mode
+        self.observation_space = observation_space()
+        self.action_space = self.knobs.space
+        self._batches: dict[object, EpisodeBatch] = {}
+        self._episode: EpisodeBatch | None = None
+        self._frames: list[Frame] = []
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        super().reset(seed=seed)
+        task = self.tasks[int(self.np_random.integers(len(self.tasks)))]
+        run_seed = int(self.np_random.integers(2**31))
+        for name, value in (options or {}).items():
+            if name != "task":
+                raise LoopwrightError(f"unknown reset option {name!r}; known: task")
+            (task,) = choose_tasks("", [value])
+        if task.shape_key not in self._batches:
+            self._batches[task.shape_key] = EpisodeBatch(task, 1, self.settings)
+        self._episode = episode = self._batches[task.shape_key]
+        episode.begin([0], [task], [run_seed], [self.plan])
+        self._frames = []
+        return episode.observation[0].numpy().copy(), lane_info(episode, 0, None)
+
+    def step(self, action: npt.NDArray[Any]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        if self._episode is None:
+            raise LoopwrightError("step() before reset()")
+        episode = self._episode
+        decision = episode.decide(self.knobs.apply(np.asarray(action)[None], episode.plans))
+        info = lane_info(episode, 0, decision)
+        if self.render_mode:
+            self._frames.append(Frame(info["cost"], info["loss"], info["plan"]))
+        reward, done = float(decision.reward[0]), bool(decision.done[0])
+        return episode.observation[0].numpy().copy(), reward, done, False, info
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """The run so far as an image ``[height, width, 3]``: loss against cost, and the plan under it."""
+        if self.render_mode is None or self._episode is None:
+            return None
+        task = self._episode.tasks[0]
+        assert task is not None
+        return draw_run(task, self._frames, float(self._episode.budget[0]))
+
+
+def lane_info(episode: EpisodeBatch, lane: int, decision: Decision | None) -> dict[str, Any]:
+    task = episode.tasks[lane]
+    assert task is not None
+    return {
+        "task": task.name,
+        "outcome": OUTCOMES[RUNNING if decision is None else int(decision.outcome[lane])],
+        "cost": float(episode.cost[lane]),
+        "budget": float(episode.budget[lane]),
+        "loss": None if decision is None else float(decision.loss[lane]),
+        "accuracy": None if decision is None else float(decision.accuracy[lane]),
+        "plan": unstack_plans(episode.plans[:, lane : lane + 1])[0].as_dict(),
+    }
+
+
+class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
+    """Many training loops at once, trained in one batch per task shape; see ``TrainingLoopEnv`` for the rest.
+
+    The environments are divided evenly over the shapes among the tasks: environment i keeps its shape for good, and
+    draws from the tasks of that shape.
+
+    Args:
+        num_envs: at least one per task shape.
+        autoreset_mode: ``NEXT_STEP`` (Gymnasium's default) or ``SAME_STEP`` (what Stable-Baselines3 wants).
+        max_episode_steps: truncate after so many decisions, or None.
+
+    The other arguments are those of ``TrainingLoopEnv``. ``info`` holds arrays ``[num_envs]`` for ``task``,
+    ``outcome``, ``cost``, ``budget``, ``loss`` and ``accuracy``.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        suite: str = "train",
+        tasks: Sequence[str | Task] | None = None,
+        knobs: str = "all",
+        action: str = "discrete",
+        plan: LoopPlan | None = None,
+        settings: EpisodeSettings | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            raise LoopwrightError("autoreset_mode must be NEXT_STEP or SAME_STEP, got DISABLED")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
+        shapes: dict[object, list[Task]] = {}
+        for task in choose_tasks(suite, tasks):
+            shapes.setdefault(task.shape_key, []).append(task)
+        if num_envs < len(shapes):
+            raise LoopwrightError(f"num_envs must be at least {len(shapes)}, one per task shape; got {num_envs}")
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.knobs = KnobSet(knobs, action)
+        self.plan = plan or LoopPlan()
+        self.single_observation_space = observation_space()
+        self.single_action_space = self.knobs.space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.render_mode = None
+
+        settings = settings or EpisodeSettings()
+        self._groups: list[tuple[slice, EpisodeBatch, list[Task]]] = []
+        share, rest = divmod(num_envs, len(shapes))
+        start = 0
+        for number, members in enumerate(shapes.values()):
+            stop = start + share + (number < rest)
+            batch = EpisodeBatch(members[0], stop - start, replace(settings))
+            self._groups.append((slice(start, stop), batch, members))
+            start = stop
+        self._generators: list[np.random.Generator] = []
+        self._finished = np.zeros(num_envs, dtype=bool)
+        self._decisions = np.zeros(num_envs, dtype=int)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Start every episode afresh. An int seeds environment i with seed + i, as Gymnasium's own vectors do."""
+        if options:
+            raise LoopwrightError(f"unknown reset options {list(options)}; a vector environment takes none")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is None:
+            seeds = [None] * self.num_envs
+        if len(seeds) != self.num_envs:
+            raise LoopwrightError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        super().reset(seed=seeds[0])
+        kept = self._generators or [None] * self.num_envs
+        self._generators = [
+            old if one is None and old is not None else seeding.np_random(one)[0]
+            for one, old in zip(seeds, kept, strict=True)
+        ]
+        self._finished[:] = False
+        self._begin(np.ones(self.num_envs, dtype=bool))
+        return self._observations(), self._info({})
+
+    def step(
+        self, actions: npt.NDArray[Any]
+    ) -> tuple[FloatArray, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        if not self._generators:
+            raise LoopwrightError("step() before reset()")
+        actions = self.knobs.check(actions, self.num_envs)
+        decisions = [
+            batch.decide(self.knobs.apply(actions[part], batch.plans)) for part, batch, _ in self._groups
+        ]
+        joined = {
+            name: np.concatenate([getattr(d, name).numpy() for d in decisions])
+            for name in ("reward", "outcome", "loss", "accuracy")
+        }
+        rewards = joined["reward"].astype(np.float64)
+        self._decisions += 1
+        terminated = joined["outcome"] != RUNNING
+        truncated = np.zeros_like(terminated)
+        if self.max_episode_steps is not None:
+            truncated = (self._decisions >= self.max_episode_steps) & ~terminated
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            begun = self._finished.copy()  # the action of a finished episode only starts the next one
+            rewards[begun], terminated[begun], truncated[begun] = 0.0, False, False
+            if begun.any():
+                self._begin(begun)
+            self._finished = terminated | truncated
+            return self._observations(), rewards, terminated, truncated, self._info(joined, begun)
+        done = terminated | truncated
+        info: dict[str, Any] = {}
+        if done.any():
+            final = self._observations()
+            info["final_obs"] = np.empty(self.num_envs, dtype=object)
+            for i in np.flatnonzero(done):
+                info["final_obs"][i] = final[i]
+            final_info = self._info(joined)
+            info["final_info"] = {key: value for key, value in final_info.items() if not key.startswith("_")}
+            info["final_info"] |= {f"_{key}": done for key in list(info["final_info"])}
+            info["_final_obs"] = info["_final_info"] = done
+            self._begin(done)
+        return self._observations(), rewards, terminated, truncated, self._info(joined, done) | info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._groups = []
+
+    def _begin(self, mask: npt.NDArray[np.bool_]) -> None:
+        self._decisions[mask] = 0
+        for part, batch, tasks in self._groups:
+            lanes = np.flatnonzero(mask[part]).tolist()
+            if not lanes:
+                continue
+            generators = [self._generators[part.start + lane] for lane in lanes]
+            drawn = [(tasks[int(g.integers(len(tasks)))], int(g.integers(2**31))) for g in generators]
+            batch.begin(lanes, [t for t, _ in drawn], [s for _, s in drawn], [self.plan] * len(lanes))
+
+    def _observations(self) -> FloatArray:
+        return np.concatenate([batch.observation.numpy() for _, batch, _ in self._groups])
+
+    def _info(
+        self, joined: dict[str, npt.NDArray[Any]], begun: npt.NDArray[np.bool_] | None = None
+    ) -> dict[str, Any]:
+        """Arrays over all environments; those of ``begun`` describe a fresh episode, without loss or outcome."""
+        fresh = np.zeros(self.num_envs, bool) if begun is None else begun
+        names = [task.name for _, batch, _ in self._groups for task in batch.tasks if task is not None]
+        info: dict[str, Any] = {
+            "task": np.array(names, dtype=object),
+            "cost": np.concatenate([batch.cost.numpy() for _, batch, _ in self._groups]),
+            "budget": np.concatenate([batch.budget.numpy() for _, batch, _ in self._groups]),
+        }
+        if joined:
+            outcome = np.where(fresh, RUNNING, joined["outcome"])
+            info["outcome"] = np.array(OUTCOMES, dtype=object)[outcome]
+            info["loss"] = np.where(fresh, np.nan, joined["loss"])
+            info["accuracy"] = np.where(fresh, np.nan, joined["accuracy"])
+        return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}
+
+
+__all__ = ["DIVERGED", "MISS", "TrainingLoopEnv", "TrainingLoopVectorEnv", "observation_space"]
