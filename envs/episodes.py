@@ -91,6 +91,7 @@ class EpisodeBatch:
         self._progress = ProgressMeter(lanes)
         self.cost = torch.zeros(lanes, dtype=torch.float64)
         self.budget = torch.ones(lanes, dtype=torch.float64)
+        self._billed = torch.zeros(lanes, dtype=torch.float64)  # what rewards have been charged for so far
         self.hit_cost = torch.full((lanes,), math.nan, dtype=torch.float64)
         self._target = torch.zeros(lanes)
         self._phi = torch.zeros(lanes)
@@ -118,6 +119,7 @@ class EpisodeBatch:
         self.budget[index] = torch.tensor([c.cost for c in calibrations]).double() * self.settings.budget_factor
         self._target[index] = torch.tensor([c.target for c in calibrations])
         self.cost[index] = self._look
+        self._billed[index] = 0.0
         self.hit_cost[index] = math.nan
         self._phi[index] = 0.0
         self._best[index] = math.inf
@@ -133,8 +135,7 @@ class EpisodeBatch:
         ticks = self.settings.ticks_per_decision
         sums = self.lanes.run(plans.to(self.lanes.device), ticks).cpu()
         spent = self.unit.training(ticks * self.settings.microbatch) + self._look
-        spent = torch.minimum(torch.tensor(spent), self.budget - self.cost).clamp(min=0)
-        self.cost = self.cost + spent
+        self.cost = torch.minimum(self.cost + spent, self.budget)
         loss, accuracy = (value.cpu() for value in self.lanes.evaluate("target"))
         if self.looks:
             trained = torch.ones(len(self.tasks), dtype=torch.bool)
@@ -151,9 +152,9 @@ class EpisodeBatch:
 
         self._best = torch.minimum(self._best, torch.nan_to_num(loss, nan=math.inf))
         phi = torch.where(hit, 1.0, self._progress.phi(self._best))
-        wasted = torch.where(diverged, self.budget - self.cost, 0.0)
-        reward = (phi - self._phi) - ((spent + wasted) / self.budget).float()
-        self._phi = phi
+        bill = torch.where(diverged, self.budget, self.cost)
+        reward = (phi - self._phi) - ((bill - self._billed) / self.budget).float()
+        self._phi, self._billed = phi, bill
         return Decision(reward, outcome, loss, accuracy)
 
     def _control_loss(self) -> torch.Tensor:

@@ -1,10 +1,11 @@
-"""loopwright calibrate: find the target of every task of a suite, and store it with its provenance.
+"""Find the target of every task of a suite, and store it with its provenance in inner_tasks/targets.json.
 
     loopwright calibrate --suite new
 
 Resumes where it was interrupted: a task that already has a target, or was dropped, is left alone unless --again is given.
 """
 
+import sys
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
@@ -18,12 +19,11 @@ from loopwright.envs.lanes import compiler_available
 from loopwright.inner_tasks.suites import get_suite, suites
 from loopwright.inner_tasks.targets import read_targets, write_targets
 from loopwright.inner_tasks.task import get_task
+from loopwright.scripts.run import run
 
 
 @dataclass
-class Calibrate:
-    """Search for the targets of a suite's tasks and write inner_tasks/targets.json."""
-
+class Config:
     suite: str = "all"
     """Suite to calibrate, or "all"."""
     again: bool = False
@@ -32,7 +32,7 @@ class Calibrate:
     """Length of the search, in decisions."""
 
 
-def main(config: Calibrate) -> None:
+def main(config: Config) -> None:
     chosen = suites().values() if config.suite == "all" else [get_suite(config.suite)]
     settings = EpisodeSettings(compile=compiler_available())
     stored = read_targets()
@@ -63,3 +63,7 @@ def main(config: Calibrate) -> None:
     print(f"{len(stored.targets)} tasks have a target, {len(stored.dropped)} were dropped")
     for name, why in stored.dropped.items():
         print(f"  dropped {name}: {why}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.modules[__name__]))

@@ -1,0 +1,159 @@
+"""Bundles: a learned policy as one safetensors file, weights and a JSON card. Loading one never executes code.
+
+The card says how the observation was laid out, which knobs the actions move and from which plan, what network the
+weights belong to, and how the policy was trained. It also carries the SHA-256 of the weights and of itself, so that a
+file that was cut short or altered is refused.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from loopwright.agents.controller import View
+from loopwright.envs.knobs import KnobSet
+from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from loopwright.envs.plan import LoopPlan
+from loopwright.inner_tasks.errors import BundleError, LoopwrightError
+
+FORMAT = "loopwright-policy-1"
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
+              "widths", "start", "training", "sha256"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A policy network and what it needs to know: it is a ``Controller``.
+
+    Attributes:
+        network: observation ``[lanes, features]`` to logits (discrete) or the mean action (box).
+        knobs: the knobs its actions move.
+        start: the plan it was trained to start from.
+        squashed: whether tanh is applied to the network's output (SAC, TQC, TD3).
+        training: how it was trained; provenance, not used.
+    """
+
+    network: nn.Sequential
+    knobs: KnobSet
+    start: LoopPlan
+    squashed: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = "agent"
+    looks: bool = True
+
+    @torch.no_grad()
+    def act(self, observation: torch.Tensor) -> torch.Tensor:
+        """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``."""
+        output: torch.Tensor = self.network(observation)
+        if self.knobs.action == "box":
+            return output.tanh() if self.squashed else output.clamp(-1, 1)
+        choices = [len(knob.steps) for knob in self.knobs.knobs]
+        return torch.stack([part.argmax(dim=1) for part in output.split(choices, dim=1)], dim=1)
+
+    def decide(self, view: View) -> torch.Tensor:
+        return self.knobs.apply(self.act(view.observation).numpy(), view.plans)
+
+    @classmethod
+    def from_model(cls, model: Any, config: Any, start: LoopPlan) -> "Bundle":
+        """The policy of a trained Stable-Baselines3 model. Raises ``LoopwrightError`` for one that is no plain MLP."""
+        policy = model.policy
+        if hasattr(policy, "mlp_extractor"):
+            layers, squashed = [*policy.mlp_extractor.policy_net, policy.action_net], False
+        elif hasattr(getattr(policy, "actor", None), "latent_pi"):
+            layers, squashed = [*policy.actor.latent_pi, policy.actor.mu], True
+        elif hasattr(getattr(policy, "actor", None), "mu"):
+            layers, squashed = list(policy.actor.mu), True
+        elif hasattr(policy, "action_net"):
+            layers, squashed = list(policy.action_net), False
+        else:
+            raise LoopwrightError(f"cannot make a bundle of a {type(policy).__name__}: it has no plain actor network")
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        kinds = {
+            kind for layer in layers for kind, module in _ACTIVATIONS.items() if isinstance(layer, module)
+        }
+        widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        trailing_tanh = isinstance(layers[-1], nn.Tanh)
+        kinds = kinds - {"tanh"} if trailing_tanh and len(kinds) > 1 else kinds
+        network = _build(widths, kinds.pop() if kinds else "tanh")
+        for new, old in zip((m for m in network if isinstance(m, nn.Linear)), linear, strict=True):
+            new.load_state_dict(old.state_dict())
+        training = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), "seed": config.seed,
+                    "suite": config.suite}  # fmt: skip
+        return cls(network, KnobSet(config.knobs, config.action_kind), start, squashed, training)
+
+
+def _build(widths: list[int], activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), _ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _fingerprint(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps({k: v for k, v in card.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_bundle(bundle: Bundle, path: Path) -> None:
+    """Write the bundle to ``path``, a ``.safetensors`` file."""
+    linear = [layer for layer in bundle.network if isinstance(layer, nn.Linear)]
+    activation = next((k for layer in bundle.network for k, m in _ACTIVATIONS.items() if isinstance(layer, m)), "tanh")
+    plan = {k: "inf" if v == math.inf else v for k, v in bundle.start.as_dict().items()}
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "observation_version": OBSERVATION_VERSION,
+        "observation_names": list(OBSERVATION_NAMES),
+        "knobs": bundle.knobs.name,
+        "action": bundle.knobs.action,
+        "squashed": bundle.squashed,
+        "activation": activation,
+        "widths": [linear[0].in_features, *(layer.out_features for layer in linear)],
+        "start": plan,
+        "training": bundle.training,
+    }
+    tensors = {name: value.detach().clone() for name, value in bundle.network.state_dict().items()}
+    card["sha256"] = _fingerprint(card, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"card": json.dumps(card)})
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle. Raises ``BundleError`` if it is missing, cut short, altered, or made for another observation."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {path}") from None
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as problem:
+        raise BundleError(f"{path} is not a readable policy bundle: {problem}") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT or set(card) != _CARD_KEYS:
+        raise BundleError(f"{path}: card of format {card.get('format') if isinstance(card, dict) else card!r} with "
+                          f"unexpected entries; this version reads {FORMAT}")  # fmt: skip
+    if card["sha256"] != _fingerprint(card, tensors):
+        raise BundleError(f"{path} was altered: its SHA-256 does not match the one on its card")
+    if card["observation_version"] != OBSERVATION_VERSION or card["observation_names"] != list(OBSERVATION_NAMES):
+        raise BundleError(
+            f"{path} was made for observation version {card['observation_version']} with "
+            f"{len(card['observation_names'])} features; this package has version {OBSERVATION_VERSION} with "
+            f"{len(OBSERVATION_NAMES)}"
+        )
+    try:
+        network = _build(card["widths"], card["activation"])
+        network.load_state_dict(tensors)
+        start = LoopPlan(**{k: math.inf if v == "inf" else v for k, v in card["start"].items()})
+        knobs = KnobSet(card["knobs"], card["action"])
+    except (RuntimeError, TypeError, KeyError, LoopwrightError) as problem:
+        raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None
+    return Bundle(network, knobs, start, card["squashed"], card["training"])

@@ -1,0 +1,219 @@
+"""Trains a Stable-Baselines3 algorithm on a suite: progress, TensorBoard, checkpoints, resume, and a bundle at the end."""
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
+from tqdm import tqdm
+
+from loopwright.agents.bundle import Bundle, save_bundle
+from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.plan import LoopPlan
+from loopwright.envs.sb3 import SB3VecEnv
+from loopwright.envs.training_loop import TrainingLoopVectorEnv
+from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
+
+ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
+CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
+BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
+GAMMA = 0.995
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training is made of.
+
+    Attributes:
+        algorithm: an algorithm of stable-baselines3, or of sb3-contrib where installed.
+        steps: decisions in all.
+        lanes: inner runs side by side.
+        suite, knobs, action: as for the environment; ``action=""`` takes what the algorithm supports.
+        seed: of the agent and of the tasks it draws.
+        checkpoint_every: decisions between checkpoints.
+        options: further arguments of the algorithm's constructor.
+    """
+
+    algorithm: str = "PPO"
+    steps: int = 600_000
+    lanes: int = 128
+    suite: str = "train"
+    knobs: str = "all"
+    action: str = ""
+    seed: int = 0
+    checkpoint_every: int = 100_000
+    compile: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
+            raise UnknownNameError("algorithm", self.algorithm, [*ALGORITHMS, *CONTRIB_ALGORITHMS])
+        for name in ("steps", "lanes", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.algorithm in BOX_ONLY and self.action == "discrete":
+            raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
+
+    @property
+    def action_kind(self) -> str:
+        return self.action or ("box" if self.algorithm in BOX_ONLY else "discrete")
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """The class of an algorithm. Raises ``LoopwrightError`` naming the extra when sb3-contrib is missing."""
+    if name in CONTRIB_ALGORITHMS:
+        try:
+            module = import_module("sb3_contrib")
+        except ImportError as missing:
+            raise LoopwrightError(f"{name} is in sb3-contrib; pip install 'loopwright[contrib]'") from missing
+    else:
+        module = stable_baselines3
+    found: type[BaseAlgorithm] = getattr(module, name)
+    return found
+
+
+def default_options(config: TrainingConfig) -> dict[str, Any]:
+    """Settings that work here where the library's own do not: short discounts would hide the end of a run."""
+    if config.algorithm == "PPO":
+        # 48 decisions a rollout see about half an episode; minibatches of 2048 keep the two cores busy.
+        return {
+            "n_steps": 48,
+            "batch_size": min(2048, 48 * config.lanes),
+            "n_epochs": 6,
+            "learning_rate": LinearSchedule(8e-4, 2e-4, 1.0),
+            "ent_coef": 0.003,
+            "gae_lambda": 0.95,
+            "policy_kwargs": {"net_arch": [128, 128]},
+        }
+    if config.algorithm == "A2C":
+        return {"n_steps": 16, "learning_rate": 7e-4, "ent_coef": 0.003, "policy_kwargs": {"net_arch": [128, 128]}}
+    if config.algorithm in ("SAC", "TQC"):
+        return {"learning_starts": 10 * config.lanes, "batch_size": 512, "gradient_steps": 4,
+                "policy_kwargs": {"net_arch": [128, 128]}}  # fmt: skip
+    return {}
+
+
+class TrainingCallback(BaseCallback):
+    """Progress bar, episode statistics for TensorBoard, and checkpoints."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, show: bool) -> None:
+        super().__init__()
+        self.folder, self.config, self.show = folder, config, show
+        self._recent: deque[tuple[float, bool, float]] = deque(maxlen=400)
+        self._returns = np.zeros(config.lanes)
+        self._bar: Any = None
+        self._next_checkpoint = 0
+
+    def _on_training_start(self) -> None:
+        self._bar = tqdm(
+            total=self.config.steps, initial=self.num_timesteps, unit="decision", unit_scale=True,
+            desc=f"train {self.config.algorithm}", disable=not self.show,
+        )  # fmt: skip
+        self._next_checkpoint = self.num_timesteps + self.config.checkpoint_every
+
+    def _on_step(self) -> bool:
+        self._returns += self.locals["rewards"]
+        for i in np.flatnonzero(self.locals["dones"]):
+            info = self.locals["infos"][i]
+            self._recent.append((self._returns[i], info["outcome"] == "hit", info["cost"] / info["budget"]))
+            self._returns[i] = 0.0
+        self._bar.update(self.num_timesteps - self._bar.n)
+        if self.num_timesteps >= self._next_checkpoint:
+            self.checkpoint()
+            self._next_checkpoint += self.config.checkpoint_every
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._recent:
+            returns, hits, shares = np.array(self._recent, dtype=float).T
+            self.logger.record("episode/return", returns.mean())
+            self.logger.record("episode/hit_rate", hits.mean())
+            self.logger.record("episode/budget_share", shares.mean())
+            self._bar.set_postfix_str(f"return {returns.mean():.3f} hits {hits.mean():.0%}", refresh=False)
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
+
+    def checkpoint(self) -> None:
+        """Write the agent beside the old one and swap them, so that a killed process leaves a whole checkpoint."""
+        new = self.folder / "checkpoint.new.zip"
+        self.model.save(new)
+        new.replace(self.folder / "checkpoint.zip")
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    show_progress: bool = True,
+    settings: EpisodeSettings | None = None,
+    plan: LoopPlan | None = None,
+) -> Bundle:
+    """Train, and save ``policy.safetensors`` in ``folder``. Interrupted with Ctrl-C, it leaves a checkpoint.
+
+    Raises:
+        LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
+            holds a training when not resuming.
+    """
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    checkpoint, described = folder / "checkpoint.zip", folder / "training.json"
+    if resume:
+        if not checkpoint.exists():
+            raise LoopwrightError(f"nothing to resume: {checkpoint} does not exist")
+        before = json.loads(described.read_text())
+        if {**before, "steps": 0} != {**json.loads(json.dumps(asdict(config))), "steps": 0}:
+            raise LoopwrightError(f"{described} was written for another configuration: {before}")
+    elif checkpoint.exists() or (folder / "policy.safetensors").exists():
+        raise LoopwrightError(f"{folder} already holds a training; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    described.write_text(json.dumps(asdict(config), indent=1))
+
+    plan = plan or LoopPlan()
+    envs = SB3VecEnv(
+        TrainingLoopVectorEnv(
+            config.lanes,
+            suite=config.suite,
+            knobs=config.knobs,
+            action=config.action_kind,
+            plan=plan,
+            settings=settings or EpisodeSettings(compile=config.compile),
+            autoreset_mode="SameStep",
+        )
+    )
+    make: Callable[..., BaseAlgorithm] = algorithm_class(config.algorithm)
+    if resume:
+        model = algorithm_class(config.algorithm).load(checkpoint, env=envs)
+        # The tasks of the part already done are not drawn again: the stream goes on from a seed of its own.
+        envs.seed(config.seed + model.num_timesteps)
+    else:
+        options = {"gamma": GAMMA, "device": "cpu", **default_options(config), **config.options}
+        model = make("MlpPolicy", envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
+    callback = TrainingCallback(folder, config, show_progress)
+    left = config.steps - model.num_timesteps
+    try:
+        if left > 0:
+            model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
+    except KeyboardInterrupt:
+        callback.checkpoint()
+        raise
+    callback.init_callback(model)
+    callback.checkpoint()
+    bundle = Bundle.from_model(model, config, plan)
+    save_bundle(bundle, folder / "policy.safetensors")
+    return bundle
+
+
+def discard(folder: Path) -> None:
+    """Remove a training's folder."""
+    shutil.rmtree(folder, ignore_errors=True)

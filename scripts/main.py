@@ -1,0 +1,33 @@
+"""loopwright: one entry point for every command. Errors in what was asked are one line, without a traceback."""
+
+import sys
+from importlib import import_module
+
+from loopwright.scripts.run import run
+
+COMMANDS = {
+    "demo": "train an agent for a few minutes and evaluate it on tasks it never saw",
+    "train": "train a controller on a suite",
+    "evaluate": "evaluate saved policies against tuned competitors",
+    "tasks": "list the task families",
+    "bench": "measure the engine's speed",
+    "calibrate": "find the targets of a suite's tasks",
+    "tune": "tune the competitors on the training suite",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: loopwright COMMAND [OPTIONS]; COMMAND --help lists the options\n")
+        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(import_module(f"loopwright.scripts.{name}"), rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Schedules, evaluation and statistics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from loopwright.agents.competitors import COMPETITORS, candidates, describe, from_description, tuned_competitors
+from loopwright.agents.controller import Constant, Controller, Cosine, ReduceOnPlateau, View
+from loopwright.agents.evaluation import RunRecord, run_controller
+from loopwright.agents.statistics import cost_ratio, paired_log_ratios
+from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.plan import ROW, LoopPlan, stack_plans
+from loopwright.inner_tasks import Task
+from loopwright.inner_tasks.errors import LoopwrightError
+
+SHORT = EpisodeSettings(budget_factor=0.5)
+
+
+def view(spent: float, decisions: int = 1, control: float = 0.0) -> View:
+    observation = torch.zeros(1, len(OBSERVATION_NAMES))
+    observation[0, OBSERVATION_NAMES.index("control_progress")] = control
+    return View(observation, stack_plans([LoopPlan()]), torch.tensor([spent]), torch.tensor([float(decisions)]))
+
+
+def rate(controller: Controller, seen: View) -> float:
+    return float(controller.decide(seen)[ROW["learning_rate"], 0])
+
+
+def test_cosine_decays_over_its_horizon_and_stays() -> None:
+    schedule = Cosine(LoopPlan(learning_rate=1.0), horizon=0.5, final=0.0)
+    assert [rate(schedule, view(s)) for s in (0, 0.25, 0.5, 0.9)] == pytest.approx([1, 0.5, 0, 0], abs=1e-6)
+
+
+def test_warm_up_rises_then_decays() -> None:
+    schedule = Cosine(LoopPlan(learning_rate=1.0), warm_up=0.2)
+    rates = [rate(schedule, view(s)) for s in np.linspace(0, 1, 21)]
+    assert np.argmax(rates) == 4
+    assert rates[0] < 0.2
+    assert all(a < b for a, b in zip(rates[:4], rates[1:5], strict=True))
+
+
+def test_plateau_waits_then_reduces_and_forgets_at_a_new_episode() -> None:
+    rule = ReduceOnPlateau(LoopPlan(learning_rate=1.0), factor=0.5, patience=2, threshold=0.01)
+    losses = [0.0, -0.5, -0.5, -0.5, -0.5, -1.0]
+    rates = [rate(rule, view(0, decisions=i, control=loss)) for i, loss in enumerate(losses)]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5])
+    assert rate(rule, view(0, decisions=0)) == 1
+
+
+def test_every_competitor_survives_its_description_and_fits_the_protocol() -> None:
+    for kind in COMPETITORS:
+        for controller in candidates(kind, 4):
+            assert isinstance(controller, Controller)
+            assert describe(from_description(kind, describe(controller))) == describe(controller)
+    tuned = tuned_competitors()
+    assert [c.name for c in tuned] == ["default AdamW", *COMPETITORS]
+    with pytest.raises(LoopwrightError, match="horizon"):
+        Cosine(LoopPlan(), horizon=0.0)
+
+
+def test_runs_are_paired_and_do_not_depend_on_the_lanes(small_task: Task) -> None:
+    controller = Constant(LoopPlan(learning_rate=3e-3))
+    some = run_controller(controller, [small_task], [1, 2, 3], SHORT, lanes=2)
+    other = run_controller(controller, [small_task], [1, 2, 3], SHORT, lanes=3, traced=[(small_task.name, 2)])
+    by_seed = {r.seed: r for r in other}
+    assert sorted(r.seed for r in some) == [1, 2, 3]
+    for record in some:
+        assert record.outcome == by_seed[record.seed].outcome
+        assert record.cost == by_seed[record.seed].cost
+        assert record.final_loss == pytest.approx(by_seed[record.seed].final_loss, rel=1e-3)
+    assert not by_seed[1].trace
+    assert by_seed[2].trace[-1]["loss"] == by_seed[2].final_loss
+
+
+def test_a_wrapped_competitor_ties_with_itself(small_task: Task) -> None:
+    plan = LoopPlan(learning_rate=3e-3)
+    records = [r for name in ("a", "b") for r in run_controller(Constant(plan, name=name), [small_task], [1, 2], SHORT)]
+    ratio = cost_ratio(records, "s", "a", "b")
+    assert (ratio.point, ratio.low, ratio.high) == (1, 1, 1)
+
+
+def planted(saving: float, noise: float, seed: int) -> list[RunRecord]:
+    rng = np.random.default_rng(seed)
+    records = []
+    for task in range(8):
+        effect = rng.normal(0, noise)
+        for run in range(10):
+            cost = 1000 * math.exp(rng.normal(0, noise))
+            own = cost * (1 - saving) * math.exp(effect + rng.normal(0, noise))
+            records += [RunRecord(m, f"t{task}", run, "hit", c, 9e3, 0.1, 0.9) for m, c in (("agent", own), ("rival", cost))]
+    return records
+
+
+def test_intervals_cover_a_planted_saving() -> None:
+    covered = 0
+    for seed in range(100):
+        ratio = cost_ratio(planted(0.3, 0.2, seed), "s", "agent", "rival", resamples=400)
+        covered += ratio.low <= 0.7 <= ratio.high
+    assert 82 <= covered <= 100
+    ratio = cost_ratio(planted(0.0, 0.0, 0), "s", "agent", "rival")
+    assert ratio.point == pytest.approx(1)
+    assert ratio.hit_rate == ratio.against_hit_rate == 1
+
+
+def test_unpaired_runs_are_refused() -> None:
+    records = planted(0.1, 0.1, 0)
+    with pytest.raises(LoopwrightError, match="same tasks and seeds"):
+        paired_log_ratios(records[:-1], "agent", "rival")
+    with pytest.raises(LoopwrightError, match="no runs of 'nobody'"):
+        paired_log_ratios(records, "nobody", "rival")

@@ -1,0 +1,151 @@
+"""Training, resuming, bundles."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from stable_baselines3 import A2C, PPO, SAC
+
+from loopwright.agents.bundle import Bundle, load_bundle, save_bundle
+from loopwright.agents.evaluation import run_controller
+from loopwright.agents.training import TrainingConfig, train
+from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.sb3 import SB3VecEnv
+from loopwright.envs.training_loop import TrainingLoopVectorEnv
+from loopwright.inner_tasks import Task
+from loopwright.inner_tasks.errors import BundleError, LoopwrightError, UnknownNameError
+
+QUICK = EpisodeSettings(budget_factor=0.4)
+TINY = {"lanes": 4, "suite": "new", "compile": False, "checkpoint_every": 64}
+SMALL_PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "action"), [(PPO, "discrete"), (PPO, "box"), (A2C, "discrete"), (SAC, "box")]
+)
+def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: type, action: str) -> None:
+    envs = SB3VecEnv(
+        TrainingLoopVectorEnv(
+            20, tasks=["breast-cancer:0", "breast-cancer:1"], action=action, autoreset_mode="SameStep",
+            settings=EpisodeSettings(budget_factor=0.4, ticks_per_decision=4),
+        )
+    )  # fmt: skip
+    model = algorithm("MlpPolicy", envs, seed=0, device="cpu")
+    model.learn(2000)
+    assert model.num_timesteps >= 2000
+    weights = torch.cat([p.detach().flatten() for p in model.policy.parameters()])
+    assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "SAC", "TD3"])
+def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path) -> None:
+    options = SMALL_PPO if algorithm == "PPO" else {"n_steps": 8} if algorithm == "A2C" else {"learning_starts": 8}
+    options = {**options, "policy_kwargs": {"net_arch": [16, 8]}}
+    bundle = train(
+        TrainingConfig(algorithm=algorithm, steps=64, options=options, **TINY), tmp_path, show_progress=False,
+        settings=QUICK,
+    )  # fmt: skip
+    model = {"PPO": PPO, "A2C": A2C, "SAC": SAC}.get(algorithm)
+    loaded = load_bundle(tmp_path / "policy.safetensors")
+    observations = torch.randn(50, len(OBSERVATION_NAMES))
+    torch.testing.assert_close(loaded.act(observations), bundle.act(observations))
+    if model is not None:
+        expected, _ = model.load(tmp_path / "checkpoint.zip").predict(observations.numpy(), deterministic=True)
+        np.testing.assert_allclose(loaded.act(observations).numpy(), expected, atol=1e-5)
+    assert any((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
+    first = TrainingConfig(steps=64, options=SMALL_PPO, **TINY)
+    with pytest.raises(LoopwrightError, match="nothing to resume"):
+        train(first, tmp_path / "no", resume=True)
+    train(first, tmp_path, show_progress=False, settings=QUICK)
+    with pytest.raises(LoopwrightError, match="already holds a training"):
+        train(first, tmp_path)
+    more = TrainingConfig(steps=192, options=SMALL_PPO, **TINY)
+    bundle = train(more, tmp_path, resume=True, show_progress=False, settings=QUICK)
+    assert bundle.training["decisions"] == 192
+    with pytest.raises(LoopwrightError, match="another configuration"):
+        train(TrainingConfig(steps=192, seed=5, options=SMALL_PPO, **TINY), tmp_path, resume=True)
+
+
+def test_the_same_seed_trains_the_same_policy(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=128, options=SMALL_PPO, **TINY)
+    one, two = (train(config, tmp_path / name, show_progress=False, settings=QUICK) for name in "ab")
+    for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_configurations_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="unknown algorithm 'DQN2'; known: PPO"):
+        TrainingConfig(algorithm="DQN2")
+    with pytest.raises(LoopwrightError, match="lanes must be 1 or more, got 0"):
+        TrainingConfig(lanes=0)
+    with pytest.raises(LoopwrightError, match="SAC needs action='box'"):
+        TrainingConfig(algorithm="SAC", action="discrete")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    config = TrainingConfig(steps=64, options=SMALL_PPO, **TINY)
+    train(config, tmp_path, show_progress=False, settings=QUICK)
+    return tmp_path / "policy.safetensors"
+
+
+def test_a_bundle_controls_runs(bundle: Path, small_task: Task) -> None:
+    records = run_controller(load_bundle(bundle), [small_task], [1, 2], QUICK)
+    assert {r.method for r in records} == {"agent"}
+    assert all(0 < r.cost <= r.budget for r in records)
+
+
+def rewrite(path: Path, change_card: dict[str, object]) -> None:
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata={"card": json.dumps({**card, **change_card})})
+
+
+def test_a_truncated_bundle_is_refused(bundle: Path) -> None:
+    content = bundle.read_bytes()
+    for length in (0, 7, 100, len(content) // 2, len(content) - 1):
+        bundle.write_bytes(content[:length])
+        with pytest.raises(BundleError, match="not a readable policy bundle"):
+            load_bundle(bundle)
+
+
+def test_a_tampered_bundle_is_refused(bundle: Path) -> None:
+    content = bytearray(bundle.read_bytes())
+    content[-5] ^= 0x40
+    bundle.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match="altered"):
+        load_bundle(bundle)
+
+
+def test_an_altered_card_is_refused(bundle: Path) -> None:
+    rewrite(bundle, {"knobs": "clip"})
+    with pytest.raises(BundleError, match="altered"):
+        load_bundle(bundle)
+    with pytest.raises(BundleError, match="no bundle at"):
+        load_bundle(bundle.with_name("nothing"))
+
+
+def test_a_bundle_of_another_observation_version_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopwright.agents.bundle.OBSERVATION_VERSION", 99)
+    with pytest.raises(BundleError, match="made for observation version 1"):
+        load_bundle(bundle)
+
+
+def test_saving_again_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    save_bundle(load_bundle(bundle), copy)
+    first, second = load_bundle(bundle), load_bundle(copy)
+    assert isinstance(first, Bundle)
+    assert first.start == second.start
+    assert first.training == second.training
+    observation = torch.randn(4, len(OBSERVATION_NAMES))
+    assert torch.equal(first.act(observation), second.act(observation))

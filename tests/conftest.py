@@ -1,0 +1,21 @@
+"""Shared by all tests: one thread (small tensors, and workers beside us), and tasks of every shape."""
+
+import pytest
+import torch
+
+from loopwright.inner_tasks import Task, get_task
+
+torch.set_num_threads(1)
+
+SHAPES = ("mixtures:0", "digits-conv:0", "breast-cancer:0")
+
+
+@pytest.fixture(params=SHAPES)
+def any_task(request: pytest.FixtureRequest) -> Task:
+    return get_task(request.param)
+
+
+@pytest.fixture
+def small_task() -> Task:
+    """The cheapest shape."""
+    return get_task("breast-cancer:0")

@@ -1,0 +1,184 @@
+"""The environments against Gymnasium's and Stable-Baselines3's contracts, and against each other."""
+
+import hashlib
+import multiprocessing
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import loopwright
+from loopwright.envs.sb3 import SB3VecEnv
+from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
+from loopwright.inner_tasks.errors import InvalidActionError, LoopwrightError, UncalibratedTaskError
+
+QUICK = {"tasks": ["breast-cancer:0"], "settings": loopwright.EpisodeSettings(budget_factor=0.4)}
+MIXED = ["breast-cancer:0", "mixtures:100000", "mixtures:100001"]
+
+
+@pytest.mark.parametrize("env_id", loopwright.ENVIRONMENT_IDS)
+@pytest.mark.parametrize("action", ["discrete", "box"])
+def test_both_env_checkers_pass_without_a_warning(env_id: str, action: str) -> None:
+    env = gym.make(env_id, action=action, render_mode="rgb_array", **QUICK)
+    check_env(env.unwrapped)
+    sb3_check_env(env.unwrapped)
+    env.close()
+
+
+def test_make_imports_the_package_by_the_module_prefix() -> None:
+    env = gym.make("loopwright:loopwright/TrainingLoop-v0", **QUICK)
+    observation, info = env.reset(seed=1)
+    assert observation in env.observation_space
+    assert info["task"] == "breast-cancer:0"
+    assert pickle.loads(pickle.dumps(env.spec)) == env.spec
+    again = gym.make(env.spec)
+    np.testing.assert_array_equal(again.reset(seed=1)[0], observation)
+
+
+def trajectory(seed: int, episodes: int = 2) -> str:
+    """A hash of everything two episodes of random actions show, and of the weights they end with."""
+    env = TrainingLoopEnv(tasks=MIXED, settings=loopwright.EpisodeSettings(budget_factor=0.3))
+    env.action_space.seed(seed)
+    digest = hashlib.sha256()
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed if episode == 0 else None)
+        done = False
+        while not done:
+            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            digest.update(observation.tobytes() + np.float64(reward).tobytes())
+            done = terminated or truncated
+        assert env._episode is not None
+        digest.update(env._episode.lanes.state.weights.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def in_other_process(method: str, seed: int) -> str:
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return pool.apply(trajectory, (seed,))
+
+
+def test_same_seed_same_trajectory_across_processes() -> None:
+    here = trajectory(7)
+    assert here == trajectory(7)
+    assert here != trajectory(8)
+    assert here == in_other_process("spawn", 7)
+
+
+def test_a_vector_of_environments_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = TrainingLoopVectorEnv(3, **QUICK)
+    singles = [TrainingLoopEnv(**QUICK) for _ in range(3)]
+    seen, _ = vector.reset(seed=5)
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(seen, [env.reset(seed=5 + i)[0] for i, env in enumerate(singles)], atol=1e-5)
+    for _ in range(5):
+        actions = rng.integers([5, 3, 5, 3, 3], size=(3, 5))
+        seen, rewards, *_ = vector.step(actions)
+        steps = [env.step(action) for env, action in zip(singles, actions, strict=True)]
+        np.testing.assert_allclose(seen, [s[0] for s in steps], atol=2e-2)
+        np.testing.assert_allclose(rewards, [s[1] for s in steps], atol=1e-2)
+
+
+def roll(envs: TrainingLoopVectorEnv, steps: int) -> list[tuple[np.ndarray, ...]]:
+    envs.action_space.seed(0)
+    envs.reset(seed=0)
+    return [envs.step(envs.action_space.sample()) for _ in range(steps)]
+
+
+def test_next_step_autoreset() -> None:
+    envs = TrainingLoopVectorEnv(2, autoreset_mode=AutoresetMode.NEXT_STEP, **QUICK)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    rows = roll(envs, 60)
+    finished = 0
+    for before, after in zip(rows[:-1], rows[1:], strict=True):
+        for i in np.flatnonzero(before[2]):
+            finished += 1
+            assert after[1][i] == 0.0
+            assert not after[2][i]
+            assert after[0][i, 19] == pytest.approx(1, abs=0.02)  # budget_left: a fresh episode
+            assert after[4]["outcome"][i] == "running"
+            assert before[4]["outcome"][i] in ("hit", "miss", "diverged")
+    assert finished > 0
+
+
+def test_same_step_autoreset() -> None:
+    envs = TrainingLoopVectorEnv(2, autoreset_mode=AutoresetMode.SAME_STEP, **QUICK)
+    finished = 0
+    for observation, _, terminated, _, info in roll(envs, 60):
+        for i in np.flatnonzero(terminated):
+            finished += 1
+            assert info["_final_obs"][i]
+            assert info["final_obs"][i] in envs.single_observation_space
+            assert info["final_info"]["outcome"][i] in ("hit", "miss", "diverged")
+            assert observation[i, 19] == pytest.approx(1, abs=0.02)
+            assert info["final_obs"][i][19] < 0.9
+    assert finished > 0
+
+
+def test_make_vec_over_several_shapes_at_once() -> None:
+    envs = gym.make_vec("loopwright/TrainingLoop-v0", num_envs=4, tasks=MIXED)
+    observations, info = envs.reset(seed=0)
+    assert observations in envs.observation_space
+    assert {name.partition(":")[0] for name in info["task"]} == {"breast-cancer", "mixtures"}
+    first = envs.step(envs.action_space.sample())[0]
+    assert not np.shares_memory(first, envs.step(envs.action_space.sample())[0])
+
+
+def test_truncation_by_step_count() -> None:
+    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:0"])
+    truncated = np.array([row[3] for row in roll(envs, 8)])
+    assert truncated[:, 0].tolist() == [False, False, True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_worker_processes(context: str) -> None:
+    envs = AsyncVectorEnv([make_quick] * 2, context=context)
+    envs.reset(seed=0)
+    observations, *_ = envs.step(envs.action_space.sample())
+    assert observations.shape == (2, *envs.single_observation_space.shape)
+    envs.close()
+
+
+def make_quick() -> gym.Env:
+    return gym.make("loopwright:loopwright/TrainingLoop-v0", **QUICK)
+
+
+def test_render_draws_the_run() -> None:
+    env = TrainingLoopEnv(render_mode="rgb_array", **QUICK)
+    assert env.render() is None
+    env.reset(seed=0)
+    empty = env.render()
+    for _ in range(3):
+        env.step(np.array([4, 1, 0, 1, 2]))
+    drawn = env.render()
+    assert drawn is not None
+    assert drawn.shape == (600, 800, 3)
+    assert drawn.dtype == np.uint8
+    assert not np.array_equal(drawn, empty)
+
+
+def test_bad_requests_say_what_is_accepted() -> None:
+    for match, kwargs in {
+        "num_envs must be at least 2": {"num_envs": 1, "tasks": MIXED},
+        "tasks is empty": {"num_envs": 1, "tasks": []},
+        "unknown suite 'nope'": {"num_envs": 1, "suite": "nope"},
+        "DISABLED": {"num_envs": 1, "autoreset_mode": "Disabled"},
+        "max_episode_steps": {"num_envs": 1, "max_episode_steps": 0},
+    }.items():
+        with pytest.raises(LoopwrightError, match=match):
+            TrainingLoopVectorEnv(**kwargs)  # type: ignore[arg-type]
+    with pytest.raises(UncalibratedTaskError, match="no calibrated target"):
+        TrainingLoopEnv(tasks=[loopwright.get_task("breast-cancer:0").with_calibration(None)])
+    env = TrainingLoopEnv(**QUICK)
+    with pytest.raises(LoopwrightError, match="before reset"):
+        env.step(np.array([2, 1, 2, 1, 1]))
+    env.reset(seed=0, options={"task": "breast-cancer:1"})
+    with pytest.raises(InvalidActionError, match="out of bounds"):
+        env.step(np.array([2, 1, 2, 1, 7]))
+    with pytest.raises(LoopwrightError, match="unknown reset option 'tsak'"):
+        env.reset(options={"tsak": 1})
+    with pytest.raises(LoopwrightError, match="SAME_STEP"):
+        SB3VecEnv(TrainingLoopVectorEnv(1, **QUICK))

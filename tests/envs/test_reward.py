@@ -1,0 +1,111 @@
+"""Reward, cost and calibration."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopwright.envs.calibration import Calibrator, held, search_space
+from loopwright.envs.cost import measure_cost
+from loopwright.envs.episodes import HIT, MISS, EpisodeBatch, EpisodeSettings
+from loopwright.envs.plan import LoopPlan
+from loopwright.envs.reward import ProgressMeter
+from loopwright.inner_tasks import MLP, Calibration, ConvNet, Task
+from loopwright.inner_tasks.errors import UncalibratedTaskError
+
+CURVE = Calibration(0.5, 400.0, ((100.0, 2.0), (200.0, 1.0), (400.0, 0.5)))
+
+
+def phi(*losses: float) -> list[float]:
+    meter = ProgressMeter(len(losses))
+    meter.begin(range(len(losses)), [CURVE] * len(losses))
+    return meter.phi(torch.tensor(losses)).tolist()
+
+
+def test_progress_reads_the_calibrated_curve() -> None:
+    assert phi(3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.1, math.nan, math.inf) == pytest.approx(
+        [0, 0.25, 0.375, 0.5, 0.75, 1, 1, 0, 0]
+    )
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=2, max_size=10))
+def test_less_loss_is_never_less_progress(losses: list[float]) -> None:
+    values = phi(*sorted(losses))
+    assert values == sorted(values, reverse=True)
+    assert all(0 <= value <= 1 for value in values)
+
+
+def test_a_short_curve_beside_a_long_one() -> None:
+    short = Calibration(0.5, 200.0, ((100.0, 2.0), (200.0, 0.5)))
+    meter = ProgressMeter(2)
+    meter.begin([0], [short])
+    meter.begin([1], [CURVE])
+    assert meter.phi(torch.tensor([1.25, 1.5])).tolist() == pytest.approx([0.75, 0.375])
+
+
+def episode_return(task: Task, plan: LoopPlan) -> tuple[float, EpisodeBatch, int]:
+    batch = EpisodeBatch(task, 1, EpisodeSettings())
+    batch.begin([0], [task], [5], [plan])
+    total = 0.0
+    while True:
+        decision = batch.decide(batch.plans)
+        total += float(decision.reward[0])
+        if decision.done[0]:
+            return total, batch, int(decision.outcome[0])
+
+
+def test_the_return_of_a_hit_is_one_minus_the_share_of_the_budget(small_task: Task) -> None:
+    easy = small_task.with_calibration(Calibration(0.4, 3000.0, ((500.0, 0.65), (3000.0, 0.4))))
+    total, batch, outcome = episode_return(easy, LoopPlan(learning_rate=5e-3))
+    assert outcome == HIT
+    assert total == pytest.approx(1 - float(batch.cost[0] / batch.budget[0]), abs=1e-5)
+    assert batch.hit_cost[0] < batch.cost[0]  # two evaluations in a row, charged to the first
+
+
+def test_a_miss_and_a_divergence_are_worth_their_progress_less_the_whole_budget(small_task: Task) -> None:
+    hard = small_task.with_calibration(Calibration(1e-9, 600.0, ((500.0, 1e-8), (600.0, 1e-9))))
+    total, _, outcome = episode_return(hard, LoopPlan())
+    assert outcome == MISS
+    assert total == pytest.approx(-1, abs=1e-5)
+    total, batch, outcome = episode_return(hard, LoopPlan(optimizer="sgd", learning_rate=1e30))
+    assert outcome not in (HIT, MISS)
+    assert total == pytest.approx(-1, abs=1e-5)
+    assert batch.cost[0] < batch.budget[0]
+
+
+def test_cost_counts_flops() -> None:
+    mlp = measure_cost(MLP(64, (32, 32), 10))
+    forward, first = 2 * (64 * 32 + 32 * 32 + 32 * 10), 2 * 64 * 32
+    assert mlp.flops == 3 * forward - first  # the first layer needs no input gradient
+    assert mlp.forward == pytest.approx(forward / mlp.flops)
+    assert 0.3 < measure_cost(ConvNet(8, (8, 16), 10)).forward < 0.45
+
+
+def test_held_needs_two_in_a_row() -> None:
+    assert held(torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0]])).tolist() == [[3.0, 2.0, 2.0, 1.0]]
+
+
+def test_the_search_covers_both_optimizers_and_all_horizons() -> None:
+    space = search_space()
+    assert {c.plan.optimizer for c in space} == {"sgd", "adamw"}
+    assert len({c.horizon for c in space}) == 4
+    assert len({c.plan.learning_rate for c in space}) == len(space) == 64
+
+
+def test_calibration_is_reproducible_and_reached_by_most_reruns(small_task: Task) -> None:
+    settings = EpisodeSettings()
+    bare = small_task.with_calibration(None)
+    first, words = Calibrator(bare, settings, decisions=16).calibrate(bare)
+    again, _ = Calibrator(bare, settings, decisions=16).calibrate(bare)
+    assert first == again
+    assert "learning_rate" in words
+    assert first is not None
+    assert first.curve[0][1] > first.target
+
+
+def test_a_task_without_a_target_is_no_episode(small_task: Task) -> None:
+    bare = small_task.with_calibration(None)
+    with pytest.raises(UncalibratedTaskError, match=r"breast-cancer:0 has no calibrated target"):
+        EpisodeBatch(bare, 1, EpisodeSettings()).begin([0], [bare], [0], [LoopPlan()])
