@@ -79,7 +79,7 @@ class Bundle:
         kinds = {
             kind for layer in layers for kind, module in _ACTIVATIONS.items() if isinstance(layer, module)
         }
-        widths = [linear[0].in_features, *(layer.out_features for layer in linear)]
+        widths = [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)]
         trailing_tanh = isinstance(layers[-1], nn.Tanh)
         kinds = kinds - {"tanh"} if trailing_tanh and len(kinds) > 1 else kinds
         network = _build(widths, kinds.pop() if kinds else "tanh")
@@ -118,7 +118,7 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "action": bundle.knobs.action,
         "squashed": bundle.squashed,
         "activation": activation,
-        "widths": [linear[0].in_features, *(layer.out_features for layer in linear)],
+        "widths": [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)],
         "start": plan,
         "training": bundle.training,
     }

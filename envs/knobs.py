@@ -132,11 +132,13 @@ class KnobSet:
             low, high = np.zeros(len(self.knobs), int), np.array([len(knob.steps) - 1 for knob in self.knobs])
             if not np.issubdtype(array.dtype, np.integer):
                 raise InvalidActionError(f"a MultiDiscrete action holds whole numbers, got {array.dtype}")
-        for lane, row in enumerate(array):
-            if np.any(row < low) or np.any(row > high):
-                raise InvalidActionError(
-                    f"action {row.tolist()} of lane {lane} is out of bounds: accepted {low.tolist()} to {high.tolist()}"
-                )
+        outside = np.flatnonzero(((array < low) | (array > high)).any(axis=1))
+        if len(outside):
+            lane = int(outside[0])
+            raise InvalidActionError(
+                f"action {array[lane].tolist()} of lane {lane} is out of bounds: "
+                f"accepted {low.tolist()} to {high.tolist()}"
+            )
         return array
 
     def apply(self, actions: npt.ArrayLike, plans: torch.Tensor) -> torch.Tensor:

@@ -6,18 +6,17 @@ every lane by some ticks, ``evaluate`` measures the (averaged) weights on one of
 
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch.func import functional_call, vmap
-from torch.nn import functional as F
 
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import make_key
-from loopwright.envs.tick import LaneState, Layout, make_tick
+from loopwright.envs.tick import LaneState, Layout, make_measure, make_tick
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import SPLITS, Task
 
-_TICKS: dict[tuple[object, ...], Callable[..., None]] = {}
+_FUSED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
 def compiler_available() -> bool:
@@ -58,8 +57,7 @@ class Lanes:
             raise LoopwrightError("compile=True needs a C++ compiler (g++ or clang++) on the PATH; found none")
         self.shape_key = template.shape_key
         self.lanes, self.microbatch, self.device = lanes, microbatch, torch.device(device)
-        self._model = template.model.build().to(self.device)
-        self.layout = Layout(self._model)
+        self.layout = Layout(template.model.build())
         self.state = LaneState.empty(lanes, self.layout.parameters, self.device)
         self.splits = {
             name: (
@@ -68,27 +66,14 @@ class Lanes:
             )
             for name, size in zip(SPLITS, self.shape_key[1], strict=True)
         }
-        self._tick = self._shared_tick(template, compile)
-
-    def _shared_tick(self, template: Task, compile: bool) -> Callable[..., None]:
-        # One compiled function per shape for the whole process: a second Lanes of that shape starts at once.
-        key = (self.shape_key, self.lanes, self.microbatch, compile, self.device)
-        if key not in _TICKS:
-            tick = make_tick(template.model, self.microbatch)
-            _TICKS[key] = self._fused(tick) if compile else tick
-        return _TICKS[key]
-
-    def _fused(self, tick: Callable[..., None]) -> Callable[..., None]:
-        from torch._inductor import compile as inductor_compile  # seconds to import, and of use only here
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        # Shapes never change, so the tick is traced once and handed to inductor: dynamo's guards would cost a fifth
-        # of the throughput, and its cache holds only eight shapes of one function.
-        example = [stack_plans([LoopPlan()] * self.lanes).to(self.device), *self.splits["train"]]
-        example += [tensor.clone() for tensor in self.state.tensors()]
-        graph = make_fx(tick)(*example)
-        compiled: Callable[..., None] = inductor_compile(graph, example, options={"size_asserts": False})
-        return compiled
+        key = (self.shape_key, lanes, microbatch, compile, self.device)
+        tick = make_tick(template.model, microbatch)
+        plans = stack_plans([LoopPlan()] * lanes).to(self.device)
+        tick_example = [plans, *self.splits["train"], *(tensor.clone() for tensor in self.state.tensors())]
+        self._tick = _fused(tick, tick_example, ("tick", *key)) if compile else tick
+        judge_example = [self.state.average, *self.splits["target"]]
+        self._measure = make_measure(template.model)
+        self._judge = _fused(self._measure, judge_example, ("judge", *key)) if compile else self._measure
 
     def load(self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int]) -> None:
         """Start a new run in each of ``lanes``: its task's data, fresh weights and streams from its seed."""
@@ -128,11 +113,21 @@ class Lanes:
         if indices is not None:
             lane = torch.arange(self.lanes, device=self.device)[:, None]
             inputs, labels = inputs[lane, indices], labels[lane, indices]
-        logits = vmap(self._forward)(self.layout.split(self.state.average), inputs)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-        return loss, (logits.argmax(-1) == labels).float().mean(1)
+        measure = self._judge if split == "target" and indices is None else self._measure
+        loss, accuracy = measure(self.state.average, inputs, labels)
+        return loss, accuracy
 
-    def _forward(self, parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor) -> torch.Tensor:
-        named = dict(zip(self.layout.names, parameters, strict=True))
-        logits: torch.Tensor = functional_call(self._model, named, (inputs,))
-        return logits
+
+def _fused(function: Callable[..., Any], example: list[torch.Tensor], key: tuple[object, ...]) -> Callable[..., Any]:
+    """``function`` compiled for the shapes of ``example``; one per key for the whole process.
+
+    Shapes never change, so it is traced once and handed to inductor: dynamo's guards would cost a fifth of the
+    throughput, and its cache holds only eight shapes of one function.
+    """
+    if key not in _FUSED:
+        from torch._inductor import compile as inductor_compile  # seconds to import, and of use only here
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        graph = make_fx(function)(*example)
+        _FUSED[key] = inductor_compile(graph, example, options={"size_asserts": False})
+    return _FUSED[key]

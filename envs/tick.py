@@ -80,16 +80,31 @@ class Layout:
         return torch.cat([piece.flatten(1) for piece in pieces], dim=1)
 
 
-def make_loss(spec: ModelSpec) -> tuple[Callable[..., torch.Tensor], Layout]:
-    """``loss(parameters, inputs [N, ...], labels [N]) -> (mean cross-entropy, accuracy)`` and the parameters' layout."""
+def make_forward(spec: ModelSpec) -> tuple[Callable[..., torch.Tensor], Layout]:
+    """``forward(parameters, inputs [N, ...]) -> logits [N, classes]`` for one lane, and the parameters' layout."""
     model = spec.build()
     layout = Layout(model)
 
-    def loss(parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = functional_call(model, dict(zip(layout.names, parameters, strict=True)), (inputs,))
-        return F.cross_entropy(logits, labels)
+    def forward(parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(layout.names, parameters, strict=True))
+        logits: torch.Tensor = functional_call(model, named, (inputs,))
+        return logits
 
-    return loss, layout
+    return forward, layout
+
+
+def make_measure(spec: ModelSpec) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """``measure(weights, inputs, labels) -> (mean loss [lanes], accuracy [lanes])`` of flat ``weights``."""
+    forward, layout = make_forward(spec)
+
+    def measure(
+        weights: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = vmap(forward)(layout.split(weights), inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        return loss, (logits.argmax(-1) == labels).float().mean(1)
+
+    return measure
 
 
 def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
@@ -98,7 +113,11 @@ def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
     ``plans`` is ``[len(PLAN_FIELDS), lanes]``; ``inputs`` ``[lanes, N, *input_shape]`` and ``labels`` ``[lanes, N]``
     are the training splits.
     """
-    loss_of, layout = make_loss(spec)
+    forward, layout = make_forward(spec)
+
+    def loss_of(parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(forward(parameters, inputs), labels)
+
     gradient_of = vmap(grad_and_value(loss_of))
 
     def tick(
