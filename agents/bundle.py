@@ -62,8 +62,13 @@ class Bundle:
         return self.knobs.apply(self.act(view.observation).numpy(), view.plans)
 
     @classmethod
-    def from_model(cls, model: Any, config: Any, start: LoopPlan) -> "Bundle":
-        """The policy of a trained Stable-Baselines3 model. Raises ``LoopwrightError`` for one that is no plain MLP."""
+    def from_model(
+        cls, model: Any, knobs: KnobSet, start: LoopPlan, training: dict[str, Any] | None = None
+    ) -> "Bundle":
+        """The policy of a trained Stable-Baselines3 model, and the environment's knobs and starting plan.
+
+        ``training`` is provenance to keep with it. Raises ``LoopwrightError`` for a policy that is no plain MLP.
+        """
         policy = model.policy
         if hasattr(policy, "mlp_extractor"):
             layers, squashed = [*policy.mlp_extractor.policy_net, policy.action_net], False
@@ -85,9 +90,8 @@ class Bundle:
         network = _build(widths, kinds.pop() if kinds else "tanh")
         for new, old in zip((m for m in network if isinstance(m, nn.Linear)), linear, strict=True):
             new.load_state_dict(old.state_dict())
-        training = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), "seed": config.seed,
-                    "suite": config.suite}  # fmt: skip
-        return cls(network, KnobSet(config.knobs, config.action_kind), start, squashed, training)
+        provenance = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), **(training or {})}
+        return cls(network, knobs, start, squashed, provenance)
 
 
 def _build(widths: list[int], activation: str) -> nn.Sequential:

@@ -81,7 +81,9 @@ def geometric_cost(records: list[RunRecord]) -> float:
     return math.exp(sum(math.log(r.cost / r.budget) for r in records) / len(records))
 
 
-def tune(kind: str, count: int, tasks: list[Task], settings: EpisodeSettings) -> tuple[Controller, float, int]:
+def tune(
+    kind: str, count: int, tasks: list[Task], settings: EpisodeSettings, *, on_tried: Callable[[], object] = bool
+) -> tuple[Controller, float, int]:
     """The best of ``count`` controllers of one kind on these tasks, its geometric cost, and the decisions it all took."""
     best: tuple[float, Controller] | None = None
     spent = 0.0
@@ -89,6 +91,7 @@ def tune(kind: str, count: int, tasks: list[Task], settings: EpisodeSettings) ->
         records = run_controller(controller, tasks, TUNING_SEEDS, settings)
         spent += sum(record.cost for record in records)
         cost = geometric_cost(records)
+        on_tried()
         if best is None or cost < best[0]:
             best = cost, controller
     assert best is not None
@@ -123,3 +126,12 @@ def tuned_competitors() -> list[Controller]:
     stored = json.loads(TUNED_FILE.read_text())
     default = Constant(replace(LoopPlan(), weight_decay=0.01), name=DEFAULT)
     return [default, *(from_description(name, entry["settings"]) for name, entry in stored["competitors"].items())]
+
+
+def starting_plan(name: str) -> LoopPlan:
+    """The plan a controller starts from: "tuned" is the stored best constant, "default" PyTorch's own AdamW settings."""
+    if name == "default":
+        return LoopPlan()
+    if name == "tuned":
+        return next(controller.start for controller in tuned_competitors() if controller.name == "constant")
+    raise UnknownNameError("starting plan", name, ["tuned", "default"])

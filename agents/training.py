@@ -15,11 +15,13 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
 from tqdm import tqdm
 
 from loopwright.agents.bundle import Bundle, save_bundle
+from loopwright.agents.competitors import starting_plan
 from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.plan import LoopPlan
+from loopwright.envs.knobs import KnobSet
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopVectorEnv
 from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
@@ -28,6 +30,7 @@ ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
 BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
 GAMMA = 0.995
+STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alone, before training
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,11 @@ class TrainingConfig:
         steps: decisions in all.
         lanes: inner runs side by side.
         suite, knobs, action: as for the environment; ``action=""`` takes what the algorithm supports.
+        start: the plan every episode starts from: "tuned", the best constant on the training suite, or "default".
         seed: of the agent and of the tasks it draws.
         checkpoint_every: decisions between checkpoints.
-        options: further arguments of the algorithm's constructor.
+        options: further arguments of the algorithm's constructor, as JSON values; a list of two learning rates falls
+            linearly from the first to the second.
     """
 
     algorithm: str = "PPO"
@@ -50,6 +55,7 @@ class TrainingConfig:
     suite: str = "train"
     knobs: str = "all"
     action: str = ""
+    start: str = "tuned"
     seed: int = 0
     checkpoint_every: int = 100_000
     compile: bool = True
@@ -61,6 +67,7 @@ class TrainingConfig:
         for name in ("steps", "lanes", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        starting_plan(self.start)  # raises for an unknown name
         if self.algorithm in BOX_ONLY and self.action == "discrete":
             raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
 
@@ -90,8 +97,8 @@ def default_options(config: TrainingConfig) -> dict[str, Any]:
             "n_steps": 48,
             "batch_size": min(2048, 48 * config.lanes),
             "n_epochs": 6,
-            "learning_rate": LinearSchedule(8e-4, 2e-4, 1.0),
-            "ent_coef": 0.003,
+            "learning_rate": [1e-3, 1e-4],
+            "ent_coef": 0.001,
             "gae_lambda": 0.95,
             "policy_kwargs": {"net_arch": [128, 128]},
         }
@@ -101,6 +108,20 @@ def default_options(config: TrainingConfig) -> dict[str, Any]:
         return {"learning_starts": 10 * config.lanes, "batch_size": 512, "gradient_steps": 4,
                 "policy_kwargs": {"net_arch": [128, 128]}}  # fmt: skip
     return {}
+
+
+def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
+    """Let a discrete policy begin by mostly leaving the plan alone, rather than by walking every knob at random.
+
+    A random walk of five knobs ruins nearly every run, and there is little to learn from ruins.
+    """
+    action_net = getattr(model.policy, "action_net", None)
+    if knobs.action == "discrete" and isinstance(action_net, nn.Linear):
+        start = 0
+        with torch.no_grad():
+            for knob in knobs.knobs:
+                action_net.bias[start + len(knob.steps) // 2] += STANDING_STILL
+                start += len(knob.steps)
 
 
 class TrainingCallback(BaseCallback):
@@ -158,7 +179,6 @@ def train(
     resume: bool = False,
     show_progress: bool = True,
     settings: EpisodeSettings | None = None,
-    plan: LoopPlan | None = None,
 ) -> Bundle:
     """Train, and save ``policy.safetensors`` in ``folder``. Interrupted with Ctrl-C, it leaves a checkpoint.
 
@@ -166,7 +186,6 @@ def train(
         LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
             holds a training when not resuming.
     """
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     checkpoint, described = folder / "checkpoint.zip", folder / "training.json"
     if resume:
         if not checkpoint.exists():
@@ -179,7 +198,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     described.write_text(json.dumps(asdict(config), indent=1))
 
-    plan = plan or LoopPlan()
+    plan = starting_plan(config.start)
     envs = SB3VecEnv(
         TrainingLoopVectorEnv(
             config.lanes,
@@ -198,7 +217,10 @@ def train(
         envs.seed(config.seed + model.num_timesteps)
     else:
         options = {"gamma": GAMMA, "device": "cpu", **default_options(config), **config.options}
+        if isinstance(options.get("learning_rate"), list):
+            options["learning_rate"] = LinearSchedule(*options["learning_rate"], end_fraction=1.0)
         model = make("MlpPolicy", envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
+        prefer_standing_still(model, KnobSet(config.knobs, config.action_kind))
     callback = TrainingCallback(folder, config, show_progress)
     left = config.steps - model.num_timesteps
     try:
@@ -209,7 +231,8 @@ def train(
         raise
     callback.init_callback(model)
     callback.checkpoint()
-    bundle = Bundle.from_model(model, config, plan)
+    knobs = KnobSet(config.knobs, config.action_kind)
+    bundle = Bundle.from_model(model, knobs, plan, {"seed": config.seed, "suite": config.suite})
     save_bundle(bundle, folder / "policy.safetensors")
     return bundle
 

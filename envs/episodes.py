@@ -40,7 +40,7 @@ class EpisodeSettings:
 
     microbatch: int = 16
     ticks_per_decision: int = 16
-    control_batch: int = 32
+    control_batch: int = 16
     budget_factor: float = 3.0
     compile: bool = False
     device: str = "cpu"

@@ -30,6 +30,8 @@ class Config:
     """Knob set, or knob names joined by "+"."""
     action: str = ""
     """discrete or box; empty takes what the algorithm supports."""
+    start: str = "tuned"
+    """Starting plan: the tuned constant, or PyTorch's "default" AdamW settings."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from datetime import date
 
+from tqdm import tqdm
+
 from loopwright.agents.competitors import COMPETITORS, TUNED_FILE, TUNING_SEEDS, describe, tune
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.lanes import compiler_available
@@ -18,8 +20,10 @@ from loopwright.scripts.run import run
 
 @dataclass
 class Config:
+    kinds: tuple[str, ...] = tuple(COMPETITORS)
+    """Kinds of competitor to tune; the stored winners of the others stay."""
     configurations: int = 64
-    """Configurations tried per kind of competitor."""
+    """Configurations tried per kind."""
     tasks: int = 32
     """Tasks of the training suite they are tried on."""
 
@@ -27,14 +31,22 @@ class Config:
 def main(config: Config) -> None:
     names = get_suite("train").tasks()[: config.tasks]
     settings = EpisodeSettings(compile=compiler_available())
-    found = {}
-    for kind in COMPETITORS:
-        winner, cost, decisions = tune(kind, config.configurations, get_tasks(names), settings)
-        found[kind] = {"settings": describe(winner), "geometric_budget_share": round(cost, 4), "decisions": decisions}
+    stored = json.loads(TUNED_FILE.read_text())["competitors"] if TUNED_FILE.exists() else {}
+    for kind in config.kinds:
+        with tqdm(total=config.configurations, desc=kind, unit="configuration") as bar:
+            winner, cost, decisions = tune(kind, config.configurations, get_tasks(names), settings, on_tried=bar.update)
+        stored[kind] = {
+            "settings": describe(winner),
+            "geometric_budget_share": round(cost, 4),
+            "decisions": decisions,
+            "configurations": config.configurations,
+            "tasks": len(names),
+            "seeds": TUNING_SEEDS,
+            "date": date.today().isoformat(),
+        }
         print(f"{kind}: {cost:.3f} of the budget, {winner}", flush=True)
-    provenance = {"configurations": config.configurations, "tasks": names, "seeds": TUNING_SEEDS,
-                  "date": date.today().isoformat()}  # fmt: skip
-    TUNED_FILE.write_text(json.dumps({"provenance": provenance, "competitors": found}, indent=1) + "\n")
+        competitors = {name: stored[name] for name in COMPETITORS if name in stored}
+        TUNED_FILE.write_text(json.dumps({"competitors": competitors}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

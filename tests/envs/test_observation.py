@@ -100,7 +100,7 @@ def test_looking_at_the_control_split_is_charged(small_task: Task) -> None:
         batch.begin([0], [small_task], [0], [LoopPlan()])
         batch.decide(batch.plans)
     assert blind.cost[0].item() == 256
-    assert looking.cost[0].item() == pytest.approx(256 + 2 * 32 * looking.unit.forward)
+    assert looking.cost[0].item() == pytest.approx(256 + 2 * looking.settings.control_batch * looking.unit.forward)
 
 
 def test_bad_settings_are_refused() -> None:
