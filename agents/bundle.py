@@ -7,8 +7,8 @@ file that was cut short or altered is refused.
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,36 @@ class Bundle:
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
-        """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``."""
-        output: torch.Tensor = self.network(observation)
+        """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``, as the environment's."""
         if self.knobs.action == "box":
-            return output.tanh() if self.squashed else output.clamp(-1, 1)
-        choices = [len(knob.steps) for knob in self.knobs.knobs]
-        return torch.stack([part.argmax(dim=1) for part in output.split(choices, dim=1)], dim=1)
+            return self._box(observation)
+        return torch.stack([part.argmax(dim=1) for part in self._logits(observation)], dim=1)
+
+    @torch.no_grad()
+    def steps(self, observation: torch.Tensor) -> torch.Tensor:
+        """How far to move each knob, ``[lanes, knobs]`` in its encoding.
+
+        A discrete policy is a distribution over a knob's ordered steps. Its mean is what the knob is moved by, since
+        the most probable step is often "none" where two or three steps share the rest; a knob that takes rungs
+        is moved by the most probable one.
+        """
+        if self.knobs.action == "box":
+            return self._box(observation) * torch.tensor([knob.steps[-1] for knob in self.knobs.knobs])
+        columns = []
+        for knob, logits in zip(self.knobs.knobs, self._logits(observation), strict=True):
+            sizes = torch.tensor(knob.steps)
+            columns.append(sizes[logits.argmax(dim=1)] if knob.whole else logits.softmax(dim=1) @ sizes)
+        return torch.stack(columns, dim=1)
 
     def decide(self, view: View) -> torch.Tensor:
-        return self.knobs.apply(self.act(view.observation).numpy(), view.plans)
+        return self.knobs.move(self.steps(view.observation), view.plans)
+
+    def _box(self, observation: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.network(observation)
+        return output.tanh() if self.squashed else output.clamp(-1, 1)
+
+    def _logits(self, observation: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(self.network(observation), [len(knob.steps) for knob in self.knobs.knobs], dim=1)
 
     @classmethod
     def from_model(
@@ -81,9 +102,7 @@ class Bundle:
         else:
             raise LoopwrightError(f"cannot make a bundle of a {type(policy).__name__}: it has no plain actor network")
         linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        kinds = {
-            kind for layer in layers for kind, module in _ACTIVATIONS.items() if isinstance(layer, module)
-        }
+        kinds = {kind for layer in layers for kind, module in _ACTIVATIONS.items() if isinstance(layer, module)}
         widths = [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)]
         trailing_tanh = isinstance(layers[-1], nn.Tanh)
         kinds = kinds - {"tanh"} if trailing_tanh and len(kinds) > 1 else kinds
@@ -96,7 +115,7 @@ class Bundle:
 
 def _build(widths: list[int], activation: str) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), _ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
@@ -113,7 +132,6 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     """Write the bundle to ``path``, a ``.safetensors`` file."""
     linear = [layer for layer in bundle.network if isinstance(layer, nn.Linear)]
     activation = next((k for layer in bundle.network for k, m in _ACTIVATIONS.items() if isinstance(layer, m)), "tanh")
-    plan = {k: "inf" if v == math.inf else v for k, v in bundle.start.as_dict().items()}
     card: dict[str, Any] = {
         "format": FORMAT,
         "observation_version": OBSERVATION_VERSION,
@@ -123,7 +141,7 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "squashed": bundle.squashed,
         "activation": activation,
         "widths": [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)],
-        "start": plan,
+        "start": bundle.start.as_json(),
         "training": bundle.training,
     }
     tensors = {name: value.detach().clone() for name, value in bundle.network.state_dict().items()}
@@ -156,7 +174,7 @@ def load_bundle(path: Path) -> Bundle:
     try:
         network = _build(card["widths"], card["activation"])
         network.load_state_dict(tensors)
-        start = LoopPlan(**{k: math.inf if v == "inf" else v for k, v in card["start"].items()})
+        start = LoopPlan.from_json(card["start"])
         knobs = KnobSet(card["knobs"], card["action"])
     except (RuntimeError, TypeError, KeyError, LoopwrightError) as problem:
         raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None

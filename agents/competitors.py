@@ -84,7 +84,7 @@ def geometric_cost(records: list[RunRecord]) -> float:
 def tune(
     kind: str, count: int, tasks: list[Task], settings: EpisodeSettings, *, on_tried: Callable[[], object] = bool
 ) -> tuple[Controller, float, int]:
-    """The best of ``count`` controllers of one kind on these tasks, its geometric cost, and the decisions it all took."""
+    """The best of ``count`` controllers of a kind on these tasks, its geometric cost, and the decisions all took."""
     best: tuple[float, Controller] | None = None
     spent = 0.0
     for controller in candidates(kind, count):
@@ -99,20 +99,19 @@ def tune(
 
 
 def describe(controller: Controller) -> dict[str, Any]:
-    """A controller's settings as JSON values; infinity, which JSON lacks, as the string "inf"."""
-    plan = {k: "inf" if v == math.inf else v for k, v in controller.start.as_dict().items()}
+    """A controller's settings as JSON values."""
     own = {
         key: value
         for key, value in vars(controller).items()
         if key not in ("start", "name", "looks") and not key.startswith("_")
     }
-    return {"plan": plan, **own}
+    return {"plan": controller.start.as_json(), **own}
 
 
 def from_description(name: str, description: dict[str, Any]) -> Controller:
     """The inverse of ``describe``."""
     own = dict(description)
-    plan = LoopPlan(**{k: math.inf if v == "inf" else v for k, v in own.pop("plan").items()})
+    plan = LoopPlan.from_json(own.pop("plan"))
     kinds: dict[str, Callable[..., Controller]] = {
         "constant": Constant, "cosine": Cosine, "warm-up cosine": Cosine, "plateau": ReduceOnPlateau,
     }  # fmt: skip
@@ -129,7 +128,7 @@ def tuned_competitors() -> list[Controller]:
 
 
 def starting_plan(name: str) -> LoopPlan:
-    """The plan a controller starts from: "tuned" is the stored best constant, "default" PyTorch's own AdamW settings."""
+    """The plan to start from: "tuned" is the stored best constant, "default" PyTorch's own AdamW settings."""
     if name == "default":
         return LoopPlan()
     if name == "tuned":

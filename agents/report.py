@@ -64,7 +64,7 @@ def ratio_table(evaluation: Evaluation) -> Table:
     ratios = evaluation.ratios()
     others = list(dict.fromkeys(r.against for r in ratios))
     table = Table(
-        title=f"cost to target: {evaluation.agent} / competitor (below 1: the {evaluation.agent} needs less; 95 % interval)"
+        title=f"cost to target: {evaluation.agent} / competitor (below 1: the agent needs less; 95 % interval)"
     )
     table.add_column("tasks")
     table.add_column(f"hits: {evaluation.agent}", justify="right")
@@ -86,7 +86,9 @@ def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -
     """For each task a column: loss curves of the agent and of ``rival``, and the plan the agent chose over time."""
     fields = [knob.field for knob in KNOBS.values()]
     figure = Figure(figsize=(4.6 * len(tasks), 9), dpi=110, layout="constrained")
-    grid = figure.subplots(1 + len(fields), len(tasks), sharex="col", squeeze=False, height_ratios=[4] + [1] * len(fields))
+    grid = figure.subplots(
+        1 + len(fields), len(tasks), sharex="col", squeeze=False, height_ratios=[4] + [1] * len(fields)
+    )
     for column, name in zip(grid.T, tasks, strict=True):
         calibration = get_task(name).calibration
         assert calibration is not None

@@ -38,7 +38,9 @@ def paired_log_ratios(records: Sequence[RunRecord], method: str, against: str) -
     try:
         rows = [[math.log(costs[method, t, s] / costs[against, t, s]) for s in seeds] for t in tasks]
     except KeyError as missing:
-        raise LoopwrightError(f"{method!r} and {against!r} were not run on the same tasks and seeds: {missing}") from None
+        raise LoopwrightError(
+            f"{method!r} and {against!r} were not run on the same tasks and seeds: {missing}"
+        ) from None
     if not rows:
         raise LoopwrightError(f"no runs of {method!r}")
     return np.array(rows)

@@ -139,7 +139,7 @@ def _first_at(held_losses: torch.Tensor, target: float) -> list[float]:
     """The decision (from 1) after which each lane first holds the target; infinity where it never does."""
     below = held_losses <= target
     first = below.float().argmax(dim=1).add(1).double()
-    return torch.where(below.any(dim=1), first, math.inf).tolist()  # type: ignore[no-any-return]
+    return torch.where(below.any(dim=1), first, math.inf).tolist()
 
 
 def calibrate(task: Task, settings: EpisodeSettings | None = None) -> Task:

@@ -17,7 +17,7 @@ from loopwright.envs.observation import OBSERVATION_NAMES, Observer
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import control_indices
 from loopwright.envs.reward import ProgressMeter
-from loopwright.envs.telemetry import summarise
+from loopwright.envs.telemetry import Telemetry, summarise
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.task import Task
 
@@ -130,7 +130,7 @@ class EpisodeBatch:
             self.observation[index] = self._observe(None, self._target, fresh)[index]
 
     def decide(self, plans: torch.Tensor) -> Decision:
-        """Train every lane for ``ticks_per_decision`` under ``plans [len(PLAN_FIELDS), lanes]`` and judge the result."""
+        """Train every lane for one decision under ``plans [len(PLAN_FIELDS), lanes]`` and judge the result."""
         self.plans = plans
         ticks = self.settings.ticks_per_decision
         sums = self.lanes.run(plans.to(self.lanes.device), ticks).cpu()
@@ -164,6 +164,6 @@ class EpisodeBatch:
         index = control_indices(key, ticks, min(self.settings.control_batch, size), size)
         return lanes.evaluate("control", index)[0].cpu()
 
-    def _observe(self, telemetry: object, control_loss: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    def _observe(self, telemetry: Telemetry | None, control_loss: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
         left = (1 - self.cost / self.budget).clamp(0, 1).float()
-        return self._observer.observe(telemetry, control_loss, self.plans, left, trained)  # type: ignore[arg-type]
+        return self._observer.observe(telemetry, control_loss, self.plans, left, trained)

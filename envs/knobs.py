@@ -30,6 +30,7 @@ class Knob:
             the outermost step.
         encode, decode: field value to encoded value and back.
         source: where the idea is from.
+        whole: whether only whole steps mean anything (the field takes rungs, not a continuum).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Knob:
     encode: Encoding
     decode: Encoding
     source: str
+    whole: bool = False
 
     def position(self, plans: torch.Tensor) -> torch.Tensor:
         """Where the knob stands, ``[lanes]`` in [-1, 1]."""
@@ -72,13 +74,13 @@ KNOBS = {
         Knob(
             "batch", "batch", 0.0, 4.0, (-1.0, 0.0, 1.0),
             torch.log2, lambda e: torch.exp2(e.round()),
-            "McCandlish et al. 2018; Smith et al. 2018",
+            "McCandlish et al. 2018; Smith et al. 2018", whole=True,
         ),
         Knob(
             "average", "average", 0.0, 2.0, (-1.0, 0.0, 1.0),
             lambda v: (v[:, None] > (AVERAGES[1:] + AVERAGES[:-1]) / 2).float().sum(1),
             lambda e: AVERAGES[e.round().long()],
-            "Polyak & Juditsky 1992",
+            "Polyak & Juditsky 1992", whole=True,
         ),
     )
 }  # fmt: skip
@@ -142,12 +144,20 @@ class KnobSet:
         return array
 
     def apply(self, actions: npt.ArrayLike, plans: torch.Tensor) -> torch.Tensor:
-        """The plans ``[len(PLAN_FIELDS), lanes]`` after ``actions [lanes, knobs]``. Unmoved fields stay bit-identical."""
+        """The plans ``[fields, lanes]`` after ``actions [lanes, knobs]``. Unmoved fields stay bit-identical."""
         checked = torch.from_numpy(np.ascontiguousarray(self.check(actions, plans.shape[1])))
+        steps = [
+            checked[:, column] * knob.steps[-1]
+            if self.action == "box"
+            else torch.tensor(knob.steps)[checked[:, column]]
+            for column, knob in enumerate(self.knobs)
+        ]
+        return self.move(torch.stack(steps, dim=1), plans)
+
+    def move(self, steps: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
+        """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds."""
         moved = plans.clone()
-        for column, knob in enumerate(self.knobs):
-            chosen = checked[:, column]
-            step = chosen * knob.steps[-1] if self.action == "box" else torch.tensor(knob.steps)[chosen.long()]
+        for step, knob in zip(steps.T, self.knobs, strict=True):
             before = plans[ROW[knob.field]]
             after = knob.decode((knob.encode(before).clamp(knob.low, knob.high) + step).clamp(knob.low, knob.high))
             moved[ROW[knob.field]] = torch.where(step == 0, before, after.to(before.dtype))

@@ -59,7 +59,7 @@ class Lanes:
         self.lanes, self.microbatch, self.device = lanes, microbatch, torch.device(device)
         self.layout = Layout(template.model.build())
         self.state = LaneState.empty(lanes, self.layout.parameters, self.device)
-        self.splits = {
+        self.splits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
             name: (
                 torch.zeros(lanes, size, *template.model.input_shape, device=self.device),
                 torch.zeros(lanes, size, dtype=torch.int64, device=self.device),
@@ -93,7 +93,7 @@ class Lanes:
                 row[lane] = value[0]
 
     def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
-        """Advance every lane by ``ticks`` under ``plans [len(PLAN_FIELDS), lanes]``; the sums ``[len(SUMS), lanes]``."""
+        """Advance every lane by ``ticks`` under ``plans [fields, lanes]``; returns the sums ``[len(SUMS), lanes]``."""
         self.state.sums.zero_()
         inputs, labels = self.splits["train"]
         tensors = self.state.tensors()
@@ -129,5 +129,5 @@ def _fused(function: Callable[..., Any], example: list[torch.Tensor], key: tuple
         from torch.fx.experimental.proxy_tensor import make_fx
 
         graph = make_fx(function)(*example)
-        _FUSED[key] = inductor_compile(graph, example, options={"size_asserts": False})
+        _FUSED[key] = inductor_compile(graph, list(example), options={"size_asserts": False})
     return _FUSED[key]

@@ -59,6 +59,16 @@ class LoopPlan:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; infinity, which JSON lacks, as the string "inf"."""
+        return {name: "inf" if value == math.inf else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LoopPlan":
+        """The inverse of ``as_json``. Raises TypeError for a field that does not exist."""
+        found: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in values.items()}
+        return cls(**found)
+
 
 PLAN_FIELDS = tuple(field.name for field in fields(LoopPlan))
 ROW = {name: row for row, name in enumerate(PLAN_FIELDS)}
@@ -73,6 +83,12 @@ def stack_plans(plans: Sequence[LoopPlan]) -> torch.Tensor:
 def unstack_plans(plans: torch.Tensor) -> list[LoopPlan]:
     """The inverse of ``stack_plans``, to float32 precision."""
     return [
-        LoopPlan(OPTIMIZERS[int(column[0])], *column[1 : ROW["batch"]], int(column[ROW["batch"]]), column[ROW["average"]])
+        LoopPlan(
+            **{
+                **dict(zip(PLAN_FIELDS, column, strict=True)),
+                "optimizer": OPTIMIZERS[int(column[ROW["optimizer"]])],
+                "batch": int(column[ROW["batch"]]),
+            }
+        )
         for column in plans.T.tolist()
     ]

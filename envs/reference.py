@@ -86,7 +86,7 @@ class ReferenceLoop:
             else:
                 direction = self.momentum[i]
             step = plan.learning_rate * (direction + plan.weight_decay * p)
-            p -= step
+            p.sub_(step)
             step_square += step.square().sum().item()
             weight_square += p.square().sum().item()
             self.average[i].lerp_(p, 1 - kept)

@@ -49,5 +49,5 @@ def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[
         for axes, field in zip(rows[1:], fields, strict=True):
             plot_plan(axes, costs, [float(frame.plan[field]) for frame in frames], field)
     rows[-1].set_xlabel("cost (geq)", fontsize=8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

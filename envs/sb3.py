@@ -1,6 +1,6 @@
 """The vector environment as a Stable-Baselines3 ``VecEnv``: the same batch of runs, without a process per run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,16 @@ class SB3VecEnv(VecEnv):
     def close(self) -> None:
         self.envs.close()
 
-    def get_attr(self, attr_name: str, indices: int | Sequence[int] | None = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: int | Sequence[int] | None = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         raise LoopwrightError(f"cannot set {attr_name!r}: the runs share one environment")
 
     def env_method(
-        self, method_name: str, *args: Any, indices: int | Sequence[int] | None = None, **kwargs: Any
+        self, method_name: str, *args: Any, indices: int | Iterable[int] | None = None, **kwargs: Any
     ) -> list[Any]:
         raise LoopwrightError(f"cannot call {method_name!r} per environment: the runs share one environment")
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: int | Sequence[int] | None = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: Any, indices: int | Iterable[int] | None = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]

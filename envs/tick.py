@@ -49,9 +49,9 @@ class LaneState:
     def empty(cls, lanes: int, parameters: int, device: torch.device) -> "LaneState":
         flat = [torch.zeros(lanes, parameters, device=device) for _ in range(6)]
         counters = torch.zeros(2, lanes, dtype=torch.int64, device=device)
-        state = cls(*flat, torch.zeros(4, lanes, device=device), counters, torch.zeros(len(SUMS), lanes, device=device))
-        state.scalars[1:3] = 1.0
-        return state
+        scalars = torch.zeros(4, lanes, device=device)
+        scalars[1:3] = 1.0
+        return cls(*flat, scalars=scalars, counters=counters, sums=torch.zeros(len(SUMS), lanes, device=device))  # type: ignore[misc]
 
     def tensors(self) -> list[torch.Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -73,8 +73,8 @@ class Layout:
 
     def split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views ``[lanes, *shape]`` of a flat ``[lanes, parameters]`` tensor, in the order of ``names``."""
-        pieces = flat.split(self.sizes, dim=1)
-        return tuple(p.unflatten(1, s) for p, s in zip(pieces, self.shapes, strict=True))
+        pieces = torch.split(flat, self.sizes, dim=1)
+        return tuple(p.view(-1, *s) for p, s in zip(pieces, self.shapes, strict=True))
 
     def join(self, pieces: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return torch.cat([piece.flatten(1) for piece in pieces], dim=1)
@@ -97,9 +97,7 @@ def make_measure(spec: ModelSpec) -> Callable[..., tuple[torch.Tensor, torch.Ten
     """``measure(weights, inputs, labels) -> (mean loss [lanes], accuracy [lanes])`` of flat ``weights``."""
     forward, layout = make_forward(spec)
 
-    def measure(
-        weights: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def measure(weights: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = vmap(forward)(layout.split(weights), inputs)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
         return loss, (logits.argmax(-1) == labels).float().mean(1)
@@ -178,7 +176,9 @@ def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
             ],
             dim=1,
         )
-        keep1, add1, keep2, add2, unbias1, unbias2, rate, decay, averaging, hold, store, adam = coefficients.split(1, 1)
+        keep1, add1, keep2, add2, unbias1, unbias2, rate, decay, averaging, hold, store, adam = torch.split(
+            coefficients, 1, dim=1
+        )
 
         new_momentum = keep1 * momentum + add1 * accumulated
         rooted = add2 * accumulated

@@ -11,7 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from loopwright.envs.episodes import DIVERGED, MISS, OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings
+from loopwright.envs.episodes import OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import LIMIT, OBSERVATION_NAMES
 from loopwright.envs.plan import LoopPlan, unstack_plans
@@ -134,7 +134,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         self.plan = plan or LoopPlan()
         self.settings = settings or EpisodeSettings()
         self.render_mode = render_mode
-        self.observation_space = observation_space()
+        self.observation_space = observation_space()  # type: ignore[assignment]
         self.action_space = self.knobs.space
         self._batches: dict[object, EpisodeBatch] = {}
         self._episode: EpisodeBatch | None = None
@@ -168,7 +168,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         reward, done = float(decision.reward[0]), bool(decision.done[0])
         return episode.observation[0].numpy().copy(), reward, done, False, info
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """The run so far as an image ``[height, width, 3]``: loss against cost, and the plan under it."""
         if self.render_mode is None or self._episode is None:
             return None
@@ -265,7 +265,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if len(seeds) != self.num_envs:
             raise LoopwrightError(f"{len(seeds)} seeds for {self.num_envs} environments")
         super().reset(seed=seeds[0])
-        kept = self._generators or [None] * self.num_envs
+        kept: Sequence[np.random.Generator | None] = self._generators or [None] * self.num_envs
         self._generators = [
             old if one is None and old is not None else seeding.np_random(one)[0]
             for one, old in zip(seeds, kept, strict=True)
@@ -280,9 +280,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if not self._generators:
             raise LoopwrightError("step() before reset()")
         actions = self.knobs.check(actions, self.num_envs)
-        decisions = [
-            batch.decide(self.knobs.apply(actions[part], batch.plans)) for part, batch, _ in self._groups
-        ]
+        decisions = [batch.decide(self.knobs.apply(actions[part], batch.plans)) for part, batch, _ in self._groups]
         joined = {
             name: np.concatenate([getattr(d, name).numpy() for d in decisions])
             for name in ("reward", "outcome", "loss", "accuracy")
@@ -330,9 +328,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
     def _observations(self) -> FloatArray:
         return np.concatenate([batch.observation.numpy() for _, batch, _ in self._groups])
 
-    def _info(
-        self, joined: dict[str, npt.NDArray[Any]], begun: npt.NDArray[np.bool_] | None = None
-    ) -> dict[str, Any]:
+    def _info(self, joined: dict[str, npt.NDArray[Any]], begun: npt.NDArray[np.bool_] | None = None) -> dict[str, Any]:
         """Arrays over all environments; those of ``begun`` describe a fresh episode, without loss or outcome."""
         fresh = np.zeros(self.num_envs, bool) if begun is None else begun
         names = [task.name for _, batch, _ in self._groups for task in batch.tasks if task is not None]
@@ -347,6 +343,3 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             info["loss"] = np.where(fresh, np.nan, joined["loss"])
             info["accuracy"] = np.where(fresh, np.nan, joined["accuracy"])
         return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}
-
-
-__all__ = ["DIVERGED", "MISS", "TrainingLoopEnv", "TrainingLoopVectorEnv", "observation_space"]

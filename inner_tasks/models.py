@@ -5,6 +5,7 @@ many of them run side by side as lanes of one batch. Blocks run from input to ou
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
@@ -16,6 +17,8 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "g
 @runtime_checkable
 class ModelSpec(Protocol):
     """A hashable description of a network without batch-norm state."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -43,8 +46,7 @@ class MLP:
     def build(self) -> nn.Sequential:
         widths = (self.inputs, *self.hidden)
         blocks: list[nn.Module] = [
-            nn.Sequential(nn.Linear(a, b), _ACTIVATIONS[self.activation]())
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Sequential(nn.Linear(a, b), _ACTIVATIONS[self.activation]()) for a, b in pairwise(widths)
         ]
         return nn.Sequential(*blocks, nn.Linear(widths[-1], self.outputs))
 
@@ -66,7 +68,7 @@ class ConvNet:
         widths = (1, *self.channels)
         blocks: list[nn.Module] = [
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), _ACTIVATIONS[self.activation]())
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         ]
         side = self.side
         for _ in self.channels:

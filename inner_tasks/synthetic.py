@@ -18,13 +18,13 @@ Array = npt.NDArray[Any]
 def flip_labels(rng: np.random.Generator, labels: Array, classes: int, fraction: float) -> Array:
     """Replace a random ``fraction`` of the labels by uniformly drawn ones."""
     flipped = rng.random(len(labels)) < fraction
-    return np.where(flipped, rng.integers(classes, size=len(labels)), labels)
+    return np.asarray(np.where(flipped, rng.integers(classes, size=len(labels)), labels))
 
 
 def rescale(rng: np.random.Generator, inputs: Array, spread: float) -> Array:
     """Standardise the whole array, then scale each feature by 10^N(0, spread): the conditioning of the problem."""
     standard = (inputs - inputs.mean()) / inputs.std()
-    return standard * 10.0 ** rng.normal(0, spread, size=inputs.shape[1])
+    return np.asarray(standard * 10.0 ** rng.normal(0, spread, size=inputs.shape[1]))
 
 
 class _Generated(TaskFamily):

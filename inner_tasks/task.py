@@ -76,7 +76,9 @@ class Task:
             split: Split = getattr(self, split_name)
             where = f"task {self.name}, split {split_name}"
             if len(split) == 0 or len(split) != len(split.labels):
-                raise LoopwrightError(f"{where}: {len(split)} inputs and {len(split.labels)} labels; want N and N, N > 0")
+                raise LoopwrightError(
+                    f"{where}: {len(split)} inputs and {len(split.labels)} labels; want N and N, N > 0"
+                )
             if tuple(split.inputs.shape[1:]) != self.model.input_shape:
                 raise LoopwrightError(
                     f"{where}: sample shape {tuple(split.inputs.shape[1:])}, the model takes {self.model.input_shape}"

@@ -1,6 +1,6 @@
 """Measure the engine: inner steps per second of Lanes against a plain PyTorch loop and the batched-matmul limit.
 
-All figures come from one run, on an MLP 64-32-32-10 with microbatches of 16, and only their ratios travel between machines.
+All figures come from one run, on an MLP 64-32-32-10 with microbatches of 16; only their ratios travel between machines.
 The plain loop does the same work as a lane, telemetry included, with torch.optim.AdamW; the limit is nothing but the
 matrix products of one step, batched over the lanes.
 """
@@ -87,7 +87,9 @@ def plain_step(task: Task) -> Callable[[], None]:
         loss = F.cross_entropy(model(task.train.inputs[index]), task.train.labels[index])
         loss.backward()  # type: ignore[no-untyped-call]
         gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        momentum = torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in parameters if p in optimizer.state] or [previous])
+        momentum = torch.cat(
+            [optimizer.state[p]["exp_avg"].flatten() for p in parameters if p in optimizer.state] or [previous]
+        )
         torch.nn.utils.clip_grad_norm_(parameters, math.inf)
         before = torch.cat([p.detach().flatten() for p in parameters])
         optimizer.step()
@@ -101,6 +103,7 @@ def plain_step(task: Task) -> Callable[[], None]:
 
 def matmul_step(lanes: int) -> Callable[[], None]:
     """The eight products of one step at this shape; a first layer needs no gradient of its input."""
+
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(lanes, *shape)
 
@@ -144,7 +147,9 @@ def main(config: Config) -> None:
     if config.json:
         ratios = {"compiled_over_plain": found.get("lanes_compiled", 0) / found["plain_loop"],
                   "compiled_over_limit": found.get("lanes_compiled", 0) / found["matmul_limit"]}  # fmt: skip
-        print(json.dumps({"lanes": config.lanes, "threads": torch.get_num_threads(), "steps_per_second": found, **ratios}))
+        print(
+            json.dumps({"lanes": config.lanes, "threads": torch.get_num_threads(), "steps_per_second": found, **ratios})
+        )
         return
     table = Table(title=f"inner steps per second, {config.lanes} lanes, {torch.get_num_threads()} threads")
     for heading in ("", "steps/s", "x plain loop", "of the limit"):
@@ -152,7 +157,9 @@ def main(config: Config) -> None:
     for name, what in NAMES.items():
         if name in found:
             value = found[name]
-            table.add_row(what, f"{value:,.0f}", f"{value / found['plain_loop']:.1f}", f"{value / found['matmul_limit']:.0%}")
+            table.add_row(
+                what, f"{value:,.0f}", f"{value / found['plain_loop']:.1f}", f"{value / found['matmul_limit']:.0%}"
+            )
     Console().print(table)
 
 

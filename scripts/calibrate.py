@@ -2,7 +2,7 @@
 
     loopwright calibrate --suite new
 
-Resumes where it was interrupted: a task that already has a target, or was dropped, is left alone unless --again is given.
+Resumes where it was interrupted: a task that has a target, or was dropped, is left alone unless --again is given.
 """
 
 import sys

@@ -19,7 +19,7 @@ from loopwright.scripts.run import run
 class Config:
     folder: Path = Path("runs/demo")
     """Where everything goes; an earlier demo there is replaced."""
-    steps: int = 400_000
+    steps: int = 500_000
     """Decisions to train for."""
     seeds: int = 10
     """Paired seeds per evaluated task."""
@@ -29,10 +29,8 @@ class Config:
 
 def main(config: Config) -> None:
     discard(config.folder)
-    bundle = train(
-        TrainingConfig(steps=config.steps, seed=config.seed, compile=compiler_available()), config.folder
-    )
-    evaluation = evaluate([bundle], ("held-out", "new"), config.seeds, 64, show=True)
+    bundle = train(TrainingConfig(steps=config.steps, seed=config.seed, compile=compiler_available()), config.folder)
+    evaluation = evaluate([bundle], ("held-out", "new"), config.seeds, lanes=128, show=True)
     report(evaluation, config.folder, {"bundles": [bundle.training]}, as_json=False)
 
 

@@ -40,7 +40,7 @@ class Config:
     """Suites to evaluate on."""
     seeds: int = 10
     """Paired seeds per task."""
-    lanes: int = 64
+    lanes: int = 128
     """Inner runs side by side."""
     json: bool = False
     """Print the result as JSON instead of a table."""

@@ -1,6 +1,6 @@
 """Train a controller on a suite and save it as a bundle.
 
-    loopwright train --folder runs/mine --steps 600000
+    loopwright train --folder runs/mine --steps 500000
 
 Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Progress for TensorBoard lies in the folder.
 """
@@ -20,7 +20,7 @@ class Config:
     """Where the checkpoint, the TensorBoard log and policy.safetensors go."""
     algorithm: str = "PPO"
     """PPO, A2C, SAC, TD3, DDPG; TRPO, TQC, ARS with sb3-contrib."""
-    steps: int = 600_000
+    steps: int = 500_000
     """Decisions in all."""
     lanes: int = 128
     """Inner runs side by side."""

@@ -34,7 +34,11 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     # A copy, so that building leaves nothing behind in the checkout.
     tree = tmp_path / "tree"
     files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
     ).stdout.split()
     for name in files:
         source, target = ROOT / name, tree / name

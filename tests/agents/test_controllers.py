@@ -1,5 +1,6 @@
 """Schedules, evaluation and statistics."""
 
+import itertools
 import math
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_warm_up_rises_then_decays() -> None:
     rates = [rate(schedule, view(s)) for s in np.linspace(0, 1, 21)]
     assert np.argmax(rates) == 4
     assert rates[0] < 0.2
-    assert all(a < b for a, b in zip(rates[:4], rates[1:5], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:5]))
 
 
 def test_plateau_waits_then_reduces_and_forgets_at_a_new_episode() -> None:
@@ -90,7 +91,9 @@ def planted(saving: float, noise: float, seed: int) -> list[RunRecord]:
         for run in range(10):
             cost = 1000 * math.exp(rng.normal(0, noise))
             own = cost * (1 - saving) * math.exp(effect + rng.normal(0, noise))
-            records += [RunRecord(m, f"t{task}", run, "hit", c, 9e3, 0.1, 0.9) for m, c in (("agent", own), ("rival", cost))]
+            records += [
+                RunRecord(m, f"t{task}", run, "hit", c, 9e3, 0.1, 0.9) for m, c in (("agent", own), ("rival", cost))
+            ]
     return records
 
 

@@ -1,6 +1,7 @@
 """Training, resuming, bundles."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from loopwright.agents.bundle import Bundle, load_bundle, save_bundle
 from loopwright.agents.evaluation import run_controller
 from loopwright.agents.training import TrainingConfig, train
 from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.plan import LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopVectorEnv
 from loopwright.inner_tasks import Task
@@ -25,9 +28,7 @@ TINY = {"lanes": 4, "suite": "new", "compile": False, "checkpoint_every": 64}
 SMALL_PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "action"), [(PPO, "discrete"), (PPO, "box"), (A2C, "discrete"), (SAC, "box")]
-)
+@pytest.mark.parametrize(("algorithm", "action"), [(PPO, "discrete"), (PPO, "box"), (A2C, "discrete"), (SAC, "box")])
 def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: type, action: str) -> None:
     envs = SB3VecEnv(
         TrainingLoopVectorEnv(
@@ -58,6 +59,19 @@ def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path
         expected, _ = model.load(tmp_path / "checkpoint.zip").predict(observations.numpy(), deterministic=True)
         np.testing.assert_allclose(loaded.act(observations).numpy(), expected, atol=1e-5)
     assert any((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_a_discrete_policy_moves_a_knob_by_its_mean_step() -> None:
+    knobs = KnobSet("lr+batch")
+    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 8))
+    torch.nn.init.zeros_(network[0].weight)
+    chances = [[0.0, 0.3, 0.5, 0.2, 0.0], [0.1, 0.3, 0.6]]
+    network[0].bias.data = torch.tensor([*chances[0], *chances[1]]).clamp(min=1e-9).log()
+    bundle = Bundle(network, knobs, LoopPlan())
+    steps = bundle.steps(torch.zeros(1, len(OBSERVATION_NAMES)))
+    assert steps[0, 0].item() == pytest.approx(-0.1 * math.log(1.4), rel=1e-4)
+    assert steps[0, 1].item() == 1.0  # batch takes whole rungs: the most probable one
+    assert bundle.act(torch.zeros(1, len(OBSERVATION_NAMES))).tolist() == [[2, 2]]
 
 
 def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:

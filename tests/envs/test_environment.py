@@ -1,6 +1,7 @@
 """The environments against Gymnasium's and Stable-Baselines3's contracts, and against each other."""
 
 import hashlib
+import itertools
 import multiprocessing
 import pickle
 
@@ -93,7 +94,7 @@ def test_next_step_autoreset() -> None:
     assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     rows = roll(envs, 60)
     finished = 0
-    for before, after in zip(rows[:-1], rows[1:], strict=True):
+    for before, after in itertools.pairwise(rows):
         for i in np.flatnonzero(before[2]):
             finished += 1
             assert after[1][i] == 0.0

@@ -23,7 +23,11 @@ def moved(knobs: str, action: list[int], plan: LoopPlan | None = None) -> LoopPl
 def test_the_middle_action_leaves_the_plan_bit_identical(name: str, action: str) -> None:
     knobs = KnobSet(name, action)
     plans = stack_plans([LoopPlan(learning_rate=0.00123, momentum=0.77, clip=1.7, batch=3, average=32.0)])
-    still = np.array([[len(k.steps) // 2 for k in knobs.knobs]]) if action == "discrete" else np.zeros((1, len(knobs.knobs)))
+    still = (
+        np.array([[len(k.steps) // 2 for k in knobs.knobs]])
+        if action == "discrete"
+        else np.zeros((1, len(knobs.knobs)))
+    )
     assert torch.equal(knobs.apply(still, plans), plans)
 
 

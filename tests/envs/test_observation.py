@@ -22,7 +22,8 @@ def make_sums(loss: float, norm: float, updates: int = 8, ticks: int = 16) -> to
     values = {
         "ticks": ticks, "loss": loss * ticks, "loss_square": 1.1 * loss**2 * ticks,
         "microbatch_square": 2 * norm**2 * ticks, "updates": updates, "gradient_square": norm**2 * updates,
-        "log_gradient_norm": math.log(norm) * updates, "log_gradient_norm_square": (math.log(norm) ** 2 + 0.1) * updates,
+        "log_gradient_norm": math.log(norm) * updates,
+        "log_gradient_norm_square": (math.log(norm) ** 2 + 0.1) * updates,
         "gradient_cosine": 0.3 * updates, "momentum_cosine": 0.2 * updates, "log_momentum_ratio": -0.5 * updates,
         "clipped": 0.0, "log_step_ratio": -6.5 * updates,
     }  # fmt: skip

@@ -29,7 +29,9 @@ def test_every_family_draws_valid_different_and_reproducible_tasks(name: str) ->
 @pytest.mark.parametrize("name", families())
 def test_splits_share_no_sample(name: str) -> None:
     task = families()[name].task(0)
-    rows = {split: {x.numpy().tobytes() for x in getattr(task, split).inputs} for split in ("train", "control", "target")}
+    rows = {
+        split: {x.numpy().tobytes() for x in getattr(task, split).inputs} for split in ("train", "control", "target")
+    }
     # digits holds a few images twice, so a tenth of a percent may coincide
     assert len(rows["train"] & rows["target"]) <= len(task.target) / 100
     assert len(rows["control"] & rows["target"]) <= len(task.target) / 100
@@ -56,7 +58,7 @@ def test_suites_are_apart_and_name_calibrated_tasks() -> None:
 
 
 def test_unknown_names_are_named() -> None:
-    with pytest.raises(UnknownNameError, match="unknown task family 'imagenet'; known: .*digits-mlp"):
+    with pytest.raises(UnknownNameError, match=r"unknown task family 'imagenet'; known: .*digits-mlp"):
         get_task("imagenet:0")
     with pytest.raises(LoopwrightError, match="family:seed"):
         get_task("mixtures")
