@@ -35,31 +35,30 @@ STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alon
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What a training is made of.
-
-    Attributes:
-        algorithm: an algorithm of stable-baselines3, or of sb3-contrib where installed.
-        steps: decisions in all.
-        lanes: inner runs side by side.
-        suite, knobs, action: as for the environment; ``action=""`` takes what the algorithm supports.
-        start: the plan every episode starts from: "tuned", the best constant on the training suite, or "default".
-        seed: of the agent and of the tasks it draws.
-        checkpoint_every: decisions between checkpoints.
-        options: further arguments of the algorithm's constructor, as JSON values; a list of two learning rates falls
-            linearly from the first to the second.
-    """
+    """What a training is made of. Raises ``LoopwrightError`` for values that cannot be."""
 
     algorithm: str = "PPO"
+    """PPO, A2C, SAC, TD3, DDPG; TRPO, TQC, ARS with sb3-contrib."""
     steps: int = 500_000
+    """Decisions in all."""
     lanes: int = 128
+    """Inner runs side by side."""
     suite: str = "train"
+    """Suite to draw tasks from."""
     knobs: str = "all"
+    """Knob set, or knob names joined by "+"."""
     action: str = ""
+    """discrete or box; empty takes what the algorithm supports."""
     start: str = "tuned"
+    """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
     seed: int = 0
+    """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000
+    """Decisions between checkpoints."""
     compile: bool = True
+    """Fuse the inner loop with torch.compile; needs a C++ compiler."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the algorithm, as JSON values; a list of two learning rates is a linear schedule."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from loopwright.envs.calibration import CONFIGURATIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.lanes import compiler_available
 from loopwright.inner_tasks.suites import get_suite, suites
 from loopwright.inner_tasks.targets import read_targets, write_targets
 from loopwright.inner_tasks.task import get_task
-from loopwright.scripts.run import run
+from loopwright.scripts.run import compile_where_possible, run
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Config:
 
 def main(config: Config) -> None:
     chosen = suites().values() if config.suite == "all" else [get_suite(config.suite)]
-    settings = EpisodeSettings(compile=compiler_available())
+    settings = EpisodeSettings(compile=compile_where_possible())
     stored = read_targets()
     names = [name for suite in chosen for name in suite.candidates()]
     todo = [name for name in names if config.again or not (name in stored.targets or name in stored.dropped)]

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopwright.agents.training import TrainingConfig, discard, train
-from loopwright.envs.lanes import compiler_available
 from loopwright.scripts.evaluate import evaluate, report
-from loopwright.scripts.run import run
+from loopwright.scripts.run import compile_where_possible, run
 
 
 @dataclass
@@ -29,7 +28,9 @@ class Config:
 
 def main(config: Config) -> None:
     discard(config.folder)
-    bundle = train(TrainingConfig(steps=config.steps, seed=config.seed, compile=compiler_available()), config.folder)
+    bundle = train(
+        TrainingConfig(steps=config.steps, seed=config.seed, compile=compile_where_possible()), config.folder
+    )
     evaluation = evaluate([bundle], ("held-out", "new"), config.seeds, lanes=128, show=True)
     report(evaluation, config.folder, {"bundles": [bundle.training]}, as_json=False)
 

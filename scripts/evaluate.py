@@ -21,11 +21,10 @@ from loopwright.agents.controller import Controller
 from loopwright.agents.evaluation import run_controller
 from loopwright.agents.report import Evaluation, best_competitor, draw, ratio_table, write_json
 from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.lanes import compiler_available
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.inner_tasks.task import get_task, get_tasks
-from loopwright.scripts.run import run
+from loopwright.scripts.run import compile_where_possible, run
 
 DRAWN_SEEDS = 3
 
@@ -53,13 +52,14 @@ def evaluate(agents: list[Controller], suites: tuple[str, ...], seeds: int, lane
     run_seeds = [1_000_000 + i for i in range(seeds)]
     traced = [(name, seed) for name in names for seed in run_seeds[:DRAWN_SEEDS]]
     controllers = [*agents, *tuned_competitors()]
+    compiler = compile_where_possible()
     records = []
     with tqdm(total=len(controllers) * len(names) * seeds, desc="evaluate", unit="run", disable=not show) as bar:
         for controller in controllers:
             bar.set_postfix_str(controller.name)
             for shape_tasks in _by_shape(names):
                 # Fusing the loop pays only where many runs share a shape.
-                compile = compiler_available() and len(shape_tasks) * seeds >= lanes
+                compile = compiler and len(shape_tasks) * seeds >= lanes
                 records += run_controller(
                     controller, get_tasks(shape_tasks), run_seeds, EpisodeSettings(compile=compile), lanes=lanes,
                     traced=traced, on_run=lambda _: bar.update(),

@@ -1,16 +1,25 @@
 """Runs one command's module: its ``Config`` is parsed from the command line, its ``main`` does the work."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import tyro
 
+from loopwright.envs.lanes import compiler_available
 from loopwright.inner_tasks.errors import LoopwrightError
+
+
+def compile_where_possible() -> bool:
+    """Whether to fuse the inner loop: True where a C++ compiler is found; otherwise says what that costs."""
+    if not compiler_available():
+        print("no C++ compiler (g++ or clang++) found: the inner loop runs several times slower", file=sys.stderr)
+    return compiler_available()
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
     """The exit status: 0, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
-    name = module.__name__.rpartition(".")[2]
+    name = Path(str(module.__file__)).stem
     config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments)
     try:
         module.main(config)

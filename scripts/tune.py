@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from loopwright.agents.competitors import COMPETITORS, TUNED_FILE, TUNING_SEEDS, describe, tune
 from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.lanes import compiler_available
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.inner_tasks.task import get_tasks
-from loopwright.scripts.run import run
+from loopwright.scripts.run import compile_where_possible, run
 
 
 @dataclass
@@ -30,7 +29,7 @@ class Config:
 
 def main(config: Config) -> None:
     names = get_suite("train").tasks()[: config.tasks]
-    settings = EpisodeSettings(compile=compiler_available())
+    settings = EpisodeSettings(compile=compile_where_possible())
     stored = json.loads(TUNED_FILE.read_text())["competitors"] if TUNED_FILE.exists() else {}
     for kind in config.kinds:
         with tqdm(total=config.configurations, desc=kind, unit="configuration") as bar:
