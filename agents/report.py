@@ -66,10 +66,10 @@ def ratio_table(evaluation: Evaluation) -> Table:
     table = Table(
         title=f"cost to target: {evaluation.agent} / competitor (below 1: the agent needs less; 95 % interval)"
     )
-    table.add_column("tasks")
+    table.add_column("tasks", no_wrap=True)
     table.add_column(f"hits: {evaluation.agent}", justify="right")
     for other in others:
-        table.add_column(f"vs {other}", justify="right")
+        table.add_column(f"vs {other}", justify="right", no_wrap=True)
     groups = list(dict.fromkeys(r.suite for r in ratios))
     named = {*evaluation.suites, ALL_UNSEEN}
     for group in groups:
@@ -78,7 +78,7 @@ def ratio_table(evaluation: Evaluation) -> Table:
         rate = next(iter(row.values())).hit_rate
         table.add_row(group, f"{rate:.0%}", *cells, style="bold" if group in named else "", end_section=group in named)
     rates = [f"{hit_rate(evaluation.records, other):.0%}" for other in others]
-    table.add_row("hits: competitor, all tasks", "", *rates)
+    table.add_row("hits: competitor", "", *rates)
     return table
 
 
@@ -113,6 +113,12 @@ def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -
         column[-1].set_xlabel("cost (geq: samples forward and backward)")
     figure.suptitle(f"{evaluation.agent} and {rival}: loss, and the plan the {evaluation.agent} chose")
     figure.savefig(path)
+
+
+def typical_task(evaluation: Evaluation, suite: str, rival: str) -> str:
+    """The task of a suite with the median cost ratio between the agent and ``rival``."""
+    ratios = [r for r in evaluation.ratios() if r.against == rival and r.suite in evaluation.suites[suite]]
+    return sorted(ratios, key=lambda r: r.point)[len(ratios) // 2].suite
 
 
 def best_competitor(evaluation: Evaluation, among: Sequence[str]) -> str:

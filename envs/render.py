@@ -7,9 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from loopwright.envs.knobs import KNOBS
 from loopwright.inner_tasks.task import Task
+
+LOGARITHMIC = ("learning_rate", "clip", "batch")
 
 
 class Frame(NamedTuple):
@@ -20,13 +23,15 @@ class Frame(NamedTuple):
     plan: dict[str, Any]
 
 
-def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[float], label: str) -> None:
-    """One field of the plan as steps over the cost, on a logarithmic axis where all its values are positive."""
+def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[float], field: str) -> None:
+    """One field of the plan as steps over the cost; a threshold that is off (infinite) leaves a gap."""
     finite = np.where(np.isfinite(values), values, np.nan)
     axes.step(costs, finite, where="pre")
-    if np.nanmin(np.where(np.isnan(finite), 1.0, finite)) > 0:
+    if field in LOGARITHMIC:
         axes.set_yscale("log")
-    axes.set_ylabel(label.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(field.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
     axes.tick_params(labelsize=7)
 
 

@@ -19,7 +19,7 @@ from loopwright.agents.bundle import load_bundle
 from loopwright.agents.competitors import tuned_competitors
 from loopwright.agents.controller import Controller
 from loopwright.agents.evaluation import run_controller
-from loopwright.agents.report import Evaluation, best_competitor, draw, ratio_table, write_json
+from loopwright.agents.report import Evaluation, best_competitor, draw, ratio_table, typical_task, write_json
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import get_suite
@@ -79,13 +79,14 @@ def report(evaluation: Evaluation, folder: Path, provenance: dict[str, object], 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, folder / "evaluation.json", provenance)
     rivals = [m for m in evaluation.methods if m != evaluation.agent]
-    drawn = [tasks[0] for tasks in evaluation.suites.values()]
-    drawn += [name for name in evaluation.suites.get("new", ()) if name.startswith("breast-cancer")][:1]
-    draw(evaluation, best_competitor(evaluation, rivals), drawn, folder / "evaluation.png")
+    rival = best_competitor(evaluation, rivals)
+    drawn = [typical_task(evaluation, suite, rival) for suite in evaluation.suites if suite != "new"]
+    drawn += [name for name in evaluation.suites.get("new", ()) if name.endswith(":0")]
+    draw(evaluation, rival, drawn, folder / "evaluation.png")
     if as_json:
         print(json.dumps(evaluation.as_dict(provenance)))
         return
-    Console(width=max(120, Console().width)).print(ratio_table(evaluation))
+    Console(width=max(150, Console().width)).print(ratio_table(evaluation))
     print(f"wrote {folder / 'evaluation.json'} and {folder / 'evaluation.png'}")
 
 

@@ -24,6 +24,9 @@ class Config(TrainingConfig):
     resume: bool = False
     """Go on from the folder's checkpoint."""
 
+    def __post_init__(self) -> None:
+        """Leave the checks to ``main``, which reports them as every command does."""
+
 
 def main(config: Config) -> None:
     settings = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}

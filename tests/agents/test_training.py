@@ -36,7 +36,8 @@ def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: 
             settings=EpisodeSettings(budget_factor=0.4, ticks_per_decision=4),
         )
     )  # fmt: skip
-    model = algorithm("MlpPolicy", envs, seed=0, device="cpu")
+    rollout = {} if algorithm is SAC else {"n_steps": 16}  # PPO's default of 2048 would be 40 thousand steps
+    model = algorithm("MlpPolicy", envs, seed=0, device="cpu", **rollout)
     model.learn(2000)
     assert model.num_timesteps >= 2000
     weights = torch.cat([p.detach().flatten() for p in model.policy.parameters()])

@@ -69,9 +69,10 @@ def test_same_seed_same_trajectory_across_processes() -> None:
     assert here == in_other_process("spawn", 7)
 
 
-def test_a_vector_of_environments_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    vector = TrainingLoopVectorEnv(3, **QUICK)
-    singles = [TrainingLoopEnv(**QUICK) for _ in range(3)]
+def test_a_vector_of_environments_is_the_environments() -> None:
+    hard = ["mixtures:100000"]  # nothing hits it so soon
+    vector = TrainingLoopVectorEnv(3, tasks=hard)
+    singles = [TrainingLoopEnv(tasks=hard) for _ in range(3)]
     seen, _ = vector.reset(seed=5)
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(seen, [env.reset(seed=5 + i)[0] for i, env in enumerate(singles)], atol=1e-5)
