@@ -37,7 +37,7 @@ NAMES = {
 
 @dataclass
 class Config:
-    lanes: int = 128
+    lanes: int = 256
     """Runs side by side."""
     seconds: float = 4.0
     """How long to time each, in all; the best of five stretches counts."""

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from loopwright.inner_tasks import Task, get_task
 
 torch.set_num_threads(1)
+settings.register_profile("loopwright", deadline=None)  # machines are noisy; no test is about time
+settings.load_profile("loopwright")
 
 SHAPES = ("mixtures:0", "digits-conv:0", "breast-cancer:0")
 

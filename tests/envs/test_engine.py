@@ -82,7 +82,7 @@ plans = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(plans, min_size=6, max_size=6))
 def test_lanes_equal_the_reference_when_the_plan_keeps_changing(chosen: list[LoopPlan]) -> None:
     assert_same_run(get_task("breast-cancer:0"), [chosen, chosen[::-1]], 16)

@@ -42,7 +42,7 @@ def observe_run(losses: list[float], scale: float) -> torch.Tensor:
     return torch.cat(seen)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=12), st.sampled_from([1e-3, 10.0, 1e3]))
 def test_scaling_the_loss_changes_nothing(losses: list[float], scale: float) -> None:
     columns = [OBSERVATION_NAMES.index(name) for name in LOSS_OR_GRADIENT]
@@ -50,7 +50,7 @@ def test_scaling_the_loss_changes_nothing(losses: list[float], scale: float) -> 
     torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([1e-30, 1e-3, 1.0, 1e10, 1e30, math.inf, math.nan]), min_size=1, max_size=6))
 def test_whatever_the_run_does_the_observation_is_finite_and_bounded(losses: list[float]) -> None:
     observer = Observer(1)
