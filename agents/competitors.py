@@ -26,10 +26,14 @@ TUNING_SEEDS = (9_000_000, 9_000_001)
 
 @dataclass(frozen=True)
 class Competitor:
-    """A kind of controller and how one is made from a plan and two numbers in [0, 1]."""
+    """A kind of controller: its class, and its own settings as a function of two numbers in [0, 1]."""
 
     name: str
-    make: Callable[[LoopPlan, float, float], Controller]
+    controller: Callable[..., Controller]
+    settings: Callable[[float, float], dict[str, Any]]
+
+    def make(self, plan: LoopPlan, **settings: Any) -> Controller:
+        return self.controller(plan, name=self.name, **settings)
 
 
 def _pick(values: tuple[float, ...], at: float) -> float:
@@ -40,15 +44,17 @@ _HORIZONS = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
 COMPETITORS = {
     competitor.name: competitor
     for competitor in (
-        Competitor("constant", lambda plan, a, b: Constant(plan)),
-        Competitor("cosine", lambda plan, a, b: Cosine(plan, _pick(_HORIZONS, a))),
+        Competitor("constant", Constant, lambda a, b: {}),
+        Competitor("cosine", Cosine, lambda a, b: {"horizon": _pick(_HORIZONS, a)}),
         Competitor(
             "warm-up cosine",
-            lambda plan, a, b: Cosine(plan, _pick(_HORIZONS, a), _pick((0.05, 0.1, 0.2), b), name="warm-up cosine"),
+            Cosine,
+            lambda a, b: {"horizon": _pick(_HORIZONS, a), "warm_up": _pick((0.05, 0.1, 0.2), b)},
         ),
         Competitor(
             "plateau",
-            lambda plan, a, b: ReduceOnPlateau(plan, _pick((0.2, 0.5, 0.7), a), int(_pick((2, 4, 8), b))),
+            ReduceOnPlateau,
+            lambda a, b: {"factor": _pick((0.2, 0.5, 0.7), a), "patience": int(_pick((2, 4, 8), b))},
         ),
     )
 }
@@ -73,7 +79,8 @@ def candidates(kind: str, count: int) -> Iterator[Controller]:
             batch=int(_pick((1, 2, 4), point[4])),
             average=_pick((0.0, 32.0, 128.0), point[5]),
         )
-        yield COMPETITORS[kind].make(plan, point[6], point[7])
+        competitor = COMPETITORS[kind]
+        yield competitor.make(plan, **competitor.settings(point[6], point[7]))
 
 
 def geometric_cost(records: list[RunRecord]) -> float:
@@ -111,11 +118,7 @@ def describe(controller: Controller) -> dict[str, Any]:
 def from_description(name: str, description: dict[str, Any]) -> Controller:
     """The inverse of ``describe``."""
     own = dict(description)
-    plan = LoopPlan.from_json(own.pop("plan"))
-    kinds: dict[str, Callable[..., Controller]] = {
-        "constant": Constant, "cosine": Cosine, "warm-up cosine": Cosine, "plateau": ReduceOnPlateau,
-    }  # fmt: skip
-    return kinds[name](plan, name=name, **own)
+    return COMPETITORS[name].make(LoopPlan.from_json(own.pop("plan")), **own)
 
 
 def tuned_competitors() -> list[Controller]:

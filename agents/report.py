@@ -3,14 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import matplotlib.ticker
-import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from loopwright.agents.competitors import geometric_cost
 from loopwright.agents.evaluation import RunRecord, as_json
 from loopwright.agents.statistics import Ratio, cost_ratio, hit_rate
 from loopwright.envs.knobs import KNOBS
@@ -35,6 +36,7 @@ class Evaluation:
     def of(self, tasks: Sequence[str]) -> list[RunRecord]:
         return [r for r in self.records if r.task in tasks]
 
+    @cached_property
     def ratios(self) -> list[Ratio]:
         """The agent against every other method: per suite, over all suites together, and per task."""
         groups = dict(self.suites)
@@ -50,7 +52,7 @@ class Evaluation:
         return {
             "provenance": provenance,
             "suites": {name: list(tasks) for name, tasks in self.suites.items()},
-            "ratios": [ratio.as_dict() for ratio in self.ratios()],
+            "ratios": [ratio.as_dict() for ratio in self.ratios],
             "runs": [as_json(record) for record in self.records],
         }
 
@@ -61,7 +63,7 @@ def write_json(evaluation: Evaluation, path: Path, provenance: dict[str, Any]) -
 
 def ratio_table(evaluation: Evaluation) -> Table:
     """Cost of the agent as a ratio to each other method's, per group of tasks, with intervals and hit rates."""
-    ratios = evaluation.ratios()
+    ratios = evaluation.ratios
     others = list(dict.fromkeys(r.against for r in ratios))
     table = Table(
         title=f"cost to target: {evaluation.agent} / competitor (below 1: the agent needs less; 95 % interval)"
@@ -117,12 +119,10 @@ def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -
 
 def typical_task(evaluation: Evaluation, suite: str, rival: str) -> str:
     """The task of a suite with the median cost ratio between the agent and ``rival``."""
-    ratios = [r for r in evaluation.ratios() if r.against == rival and r.suite in evaluation.suites[suite]]
+    ratios = [r for r in evaluation.ratios if r.against == rival and r.suite in evaluation.suites[suite]]
     return sorted(ratios, key=lambda r: r.point)[len(ratios) // 2].suite
 
 
 def best_competitor(evaluation: Evaluation, among: Sequence[str]) -> str:
     """The one of ``among`` with the lowest geometric cost over these runs; used only to choose what to draw."""
-    return min(
-        among, key=lambda m: float(np.mean([np.log(r.cost / r.budget) for r in evaluation.records if r.method == m]))
-    )
+    return min(among, key=lambda m: geometric_cost([r for r in evaluation.records if r.method == m]))

@@ -1,7 +1,6 @@
 """Trains a Stable-Baselines3 algorithm on a suite: progress, TensorBoard, checkpoints, resuming, and a bundle."""
 
 import json
-import shutil
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -238,8 +237,3 @@ def train(
     bundle = Bundle.from_model(model, knobs, plan, {"seed": config.seed, "suite": config.suite})
     save_bundle(bundle, folder / "policy.safetensors")
     return bundle
-
-
-def discard(folder: Path) -> None:
-    """Remove a training's folder."""
-    shutil.rmtree(folder, ignore_errors=True)

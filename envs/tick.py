@@ -58,7 +58,7 @@ class LaneState:
 
     def rows(self) -> list[torch.Tensor]:
         """Views of every tensor with the lane as the first axis, for copying lanes in and out."""
-        return [t if t.shape[0] == len(self.weights) and i < 6 else t.T for i, t in enumerate(self.tensors())]
+        return [t if i < 6 else t.T for i, t in enumerate(self.tensors())]
 
 
 class Layout:

@@ -1,7 +1,6 @@
 """The training loop as an environment: ``TrainingLoopEnv`` for one run, ``TrainingLoopVectorEnv`` for many at once."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -246,7 +245,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         start = 0
         for number, members in enumerate(shapes.values()):
             stop = start + share + (number < rest)
-            batch = EpisodeBatch(members[0], stop - start, replace(settings))
+            batch = EpisodeBatch(members[0], stop - start, settings)
             self._groups.append((slice(start, stop), batch, members))
             start = stop
         self._generators: list[np.random.Generator] = []

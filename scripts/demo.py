@@ -5,11 +5,12 @@
 Prints the table and writes policy.safetensors, evaluation.json and evaluation.png to runs/demo/.
 """
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopwright.agents.training import TrainingConfig, discard, train
+from loopwright.agents.training import TrainingConfig, train
 from loopwright.scripts.evaluate import evaluate, report
 from loopwright.scripts.run import compile_where_possible, run
 
@@ -27,7 +28,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    discard(config.folder)
+    shutil.rmtree(config.folder, ignore_errors=True)
     bundle = train(
         TrainingConfig(steps=config.steps, seed=config.seed, compile=compile_where_possible()), config.folder
     )

@@ -123,12 +123,26 @@ def test_the_compiled_tick_equals_the_eager_one(small_task: Task) -> None:
         torch.testing.assert_close(eager, compiled, rtol=1e-3, atol=1e-3)
 
 
-def test_adamw_is_torchs_adamw(small_task: Task) -> None:
+TORCH_TWINS = {
+    "adamw": (
+        LoopPlan(learning_rate=2e-3, weight_decay=0.1, batch=1),
+        lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.1),
+    ),
+    # sgd averages its gradients: torch's, at (1 - momentum) times the learning rate
+    "sgd": (
+        LoopPlan(optimizer="sgd", learning_rate=0.1, momentum=0.8, batch=1),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1 * (1 - 0.8), momentum=0.8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_TWINS)
+def test_the_reference_is_torchs_own_optimizer(name: str, small_task: Task) -> None:
+    plan, make_optimizer = TORCH_TWINS[name]
     loop = ReferenceLoop(small_task, 3)
     model = small_task.model.build()
     model.load_state_dict(loop.model.state_dict())
-    plan = LoopPlan(learning_rate=2e-3, weight_decay=0.1, batch=1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+    optimizer = make_optimizer(model.parameters())
     key = make_key(torch.tensor([3]))
     for tick in range(40):
         index = microbatch_indices(key, torch.tensor([tick]), 16, len(small_task.train))[0]
@@ -137,23 +151,6 @@ def test_adamw_is_torchs_adamw(small_task: Task) -> None:
         loss.backward()
         optimizer.step()
     loop.run(plan, 40)
-    for ours, theirs in zip(loop.parameters, model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-
-def test_sgd_is_torchs_sgd_at_one_minus_momentum_times_the_rate(small_task: Task) -> None:
-    loop = ReferenceLoop(small_task, 3)
-    model = small_task.model.build()
-    model.load_state_dict(loop.model.state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * (1 - 0.8), momentum=0.8)
-    key = make_key(torch.tensor([3]))
-    for tick in range(40):
-        index = microbatch_indices(key, torch.tensor([tick]), 16, len(small_task.train))[0]
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(small_task.train.inputs[index]), small_task.train.labels[index])
-        loss.backward()
-        optimizer.step()
-    loop.run(LoopPlan(optimizer="sgd", learning_rate=0.1, momentum=0.8, batch=1), 40)
     for ours, theirs in zip(loop.parameters, model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
