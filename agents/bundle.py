@@ -8,6 +8,7 @@ file that was cut short or altered is refused.
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,16 @@ class Bundle:
         return torch.stack(columns, dim=1)
 
     def decide(self, view: View) -> torch.Tensor:
-        return self.knobs.move(self.steps(view.observation), view.plans)
+        return self.knobs.move(self.steps(view.observation), view.plans, view.step_ratio)
+
+    @property
+    def rolls_back(self) -> bool:
+        return self.knobs.rolls_back
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the card and the weights, as a saved bundle carries it."""
+        return _fingerprint(_card(self), _tensors(self))
 
     def _box(self, observation: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.network(observation)
@@ -130,9 +140,19 @@ def _fingerprint(card: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Write the bundle to ``path``, a ``.safetensors`` file."""
+    card = _card(bundle) | {"sha256": bundle.fingerprint}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(bundle), path, metadata={"card": json.dumps(card)})
+
+
+def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in bundle.network.state_dict().items()}
+
+
+def _card(bundle: Bundle) -> dict[str, Any]:
     linear = [layer for layer in bundle.network if isinstance(layer, nn.Linear)]
     activation = next((k for layer in bundle.network for k, m in _ACTIVATIONS.items() if isinstance(layer, m)), "tanh")
-    card: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "observation_version": OBSERVATION_VERSION,
         "observation_names": list(OBSERVATION_NAMES),
@@ -144,10 +164,6 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
         "start": bundle.start.as_json(),
         "training": bundle.training,
     }
-    tensors = {name: value.detach().clone() for name, value in bundle.network.state_dict().items()}
-    card["sha256"] = _fingerprint(card, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"card": json.dumps(card)})
 
 
 def load_bundle(path: Path) -> Bundle:

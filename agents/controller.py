@@ -5,13 +5,14 @@ the control split is charged for it; one that does not sees no observation.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from loopwright.envs.observation import OBSERVATION_NAMES
-from loopwright.envs.plan import ROW, LoopPlan
+from loopwright.envs.plan import ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks.errors import LoopwrightError
 
 
@@ -24,12 +25,16 @@ class View:
         plans: the plans so far, ``[len(PLAN_FIELDS), lanes]``.
         spent: fraction of the budget spent, ``[lanes]``.
         decisions: decisions taken so far, ``[lanes]``.
+        rate_scale: product of the guard's halvings of the learning rate, ``[lanes]``; ``plans`` has them already.
+        step_ratio: see ``KnobSet.move``.
     """
 
     observation: torch.Tensor
     plans: torch.Tensor
     spent: torch.Tensor
     decisions: torch.Tensor
+    rate_scale: torch.Tensor
+    step_ratio: Callable[[], torch.Tensor] | None = None
 
 
 @runtime_checkable
@@ -43,6 +48,16 @@ class Controller(Protocol):
     def looks(self) -> bool: ...
 
     @property
+    def rolls_back(self) -> bool:
+        """Whether its plans may ask for a rollback."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from any other controller, for the audit log."""
+        ...
+
+    @property
     def start(self) -> LoopPlan:
         """The plan an episode starts from."""
         ...
@@ -52,14 +67,27 @@ class Controller(Protocol):
         ...
 
 
-def _scaled(start: LoopPlan, factor: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
-    plans = plans.clone()
-    plans[ROW["learning_rate"]] = start.learning_rate * factor
+class _Described:
+    """A controller that is told apart by its own settings."""
+
+    @property
+    def rolls_back(self) -> bool:
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        return repr(self)
+
+
+def _scaled(start: LoopPlan, factor: torch.Tensor, view: View) -> torch.Tensor:
+    """The plans so far with ``factor`` of the starting learning rate, and of what the guard has left of it."""
+    plans = view.plans.clone()
+    plans[ROW["learning_rate"]] = start.learning_rate * factor * view.rate_scale
     return plans
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Described):
     """Leaves the starting plan alone."""
 
     start: LoopPlan
@@ -71,7 +99,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Described):
     """Linear warm-up over ``warm_up`` of the horizon, then cosine decay to ``final`` of the rate at ``horizon``.
 
     ``horizon`` is a fraction of the budget, in (0, 1]; after it the rate stays. Loshchilov & Hutter 2017, eq. 5.
@@ -95,11 +123,11 @@ class Cosine:
         ramp = (share + 0.02) / max(self.warm_up, 1e-9)
         decay = (share - self.warm_up).clamp(min=0) / (1 - self.warm_up)
         cosine = self.final + (1 - self.final) * 0.5 * (1 + torch.cos(math.pi * decay))
-        return _scaled(self.start, torch.where(share < self.warm_up, ramp.clamp(max=1.0), cosine), view.plans)
+        return _scaled(self.start, torch.where(share < self.warm_up, ramp.clamp(max=1.0), cosine), view)
 
 
 @dataclass
-class ReduceOnPlateau:
+class ReduceOnPlateau(_Described):
     """Multiplies the rate by ``factor`` when the control loss has not improved by ``threshold`` for ``patience`` looks.
 
     The rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau`` in its relative mode, on the smoothed control loss.
@@ -126,4 +154,30 @@ class ReduceOnPlateau:
         tired = self._waited > self.patience
         self._scale = torch.where(fresh, 1.0, torch.where(tired, self._scale * self.factor, self._scale))
         self._waited = torch.where(tired, 0.0, self._waited)
-        return _scaled(self.start, self._scale, view.plans)
+        return _scaled(self.start, self._scale, view)
+
+
+@dataclass(frozen=True)
+class OpenLoop(_Described):
+    """Follows given plans, one a decision, whatever it sees; the last one to the end.
+
+    What is left of an agent without its feedback: its own plans, on another seed or task.
+    """
+
+    plans: tuple[LoopPlan, ...]
+    name: str = "open loop"
+    looks: bool = False
+
+    @property
+    def start(self) -> LoopPlan:
+        return self.plans[0]
+
+    @property
+    def rolls_back(self) -> bool:
+        return any(plan.rollback for plan in self.plans)
+
+    def decide(self, view: View) -> torch.Tensor:
+        last = len(self.plans) - 1
+        plans = stack_plans([self.plans[min(int(decision), last)] for decision in view.decisions])
+        plans[ROW["learning_rate"]] *= view.rate_scale
+        return plans

@@ -7,12 +7,14 @@ counts as the whole budget, and as a miss.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from loopwright.agents.controller import Controller, View
 from loopwright.envs.episodes import HIT, OUTCOMES, EpisodeBatch, EpisodeSettings
+from loopwright.envs.ledger import Author
 from loopwright.envs.plan import unstack_plans
 from loopwright.inner_tasks.task import Task
 
@@ -47,16 +49,20 @@ def run_controller(
     *,
     lanes: int = 64,
     traced: Sequence[tuple[str, int]] = (),
+    ledgers: Path | None = None,
     on_run: Callable[[RunRecord], None] | None = None,
 ) -> list[RunRecord]:
-    """Run every task with every seed; ``traced`` names the (task, seed) pairs whose trace is kept."""
+    """Run every task with every seed.
+
+    ``traced`` names the (task, seed) pairs whose trace is kept; ``ledgers`` is a folder for the audit log of every run.
+    """
     shapes: dict[object, list[Task]] = {}
     for task in tasks:
         shapes.setdefault(task.shape_key, []).append(task)
     records = []
     for members in shapes.values():
         jobs = [(task, seed) for task in members for seed in seeds]
-        for record in _run_jobs(controller, jobs, settings or EpisodeSettings(), lanes, set(traced)):
+        for record in _run_jobs(controller, jobs, settings or EpisodeSettings(), lanes, set(traced), ledgers):
             records.append(record)
             if on_run is not None:
                 on_run(record)
@@ -69,10 +75,14 @@ def _run_jobs(
     settings: EpisodeSettings,
     lanes: int,
     traced: set[tuple[str, int]],
+    ledgers: Path | None,
 ) -> list[RunRecord]:
     # A compiled tick exists per lane count, so the batch keeps its size even when there are fewer jobs.
     lanes = lanes if settings.compile else min(lanes, len(jobs))
-    batch = EpisodeBatch(jobs[0][0], lanes, settings, looks=controller.looks)
+    batch = EpisodeBatch(
+        jobs[0][0], lanes, settings, looks=controller.looks, rolls_back=controller.rolls_back, ledgers=ledgers,
+        author=Author(controller.name, controller.fingerprint),
+    )  # fmt: skip
     waiting = list(reversed(jobs))
     current: list[tuple[Task, int] | None] = [None] * lanes
     traces: list[list[dict[str, Any]]] = [[] for _ in range(lanes)]
@@ -91,7 +101,8 @@ def _run_jobs(
     start(list(range(lanes)))
     while any(job is not None for job in current):
         spent = (batch.cost / batch.budget).float()
-        plans = controller.decide(View(batch.observation, batch.plans, spent, decisions.clone()))
+        view = View(batch.observation, batch.plans, spent, decisions.clone(), batch.rate_scale, batch.step_ratio)
+        plans = controller.decide(view)
         decision = batch.decide(plans)
         decisions += 1
         free = []

@@ -111,14 +111,14 @@ def default_options(config: TrainingConfig) -> dict[str, Any]:
 def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
     """Let a discrete policy begin by mostly leaving the plan alone, rather than by walking every knob at random.
 
-    A random walk of five knobs ruins nearly every run, and there is little to learn from ruins.
+    A random walk of the knobs ruins nearly every run, and there is little to learn from ruins.
     """
     action_net = getattr(model.policy, "action_net", None)
     if knobs.action == "discrete" and isinstance(action_net, nn.Linear):
         start = 0
         with torch.no_grad():
             for knob in knobs.knobs:
-                action_net.bias[start + len(knob.steps) // 2] += STANDING_STILL
+                action_net.bias[start + knob.still] += STANDING_STILL
                 start += len(knob.steps)
 
 

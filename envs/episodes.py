@@ -1,23 +1,30 @@
 """Episodes: inner runs with a budget and a target, advanced one decision at a time. The core of every environment.
 
-An ``EpisodeBatch`` owns the lanes of one shape, charges what they cost, evaluates the target split after every
-decision, pays the reward and says how an episode ended. It takes *plans*, so schedules and learned policies go through
-the same code; ``knobs.KnobSet`` turns an agent's action into a plan first.
+An ``EpisodeBatch`` owns the lanes of one shape, charges what they cost, lets the guard restore what diverged, evaluates
+the target split after every decision, pays the reward, writes the ledgers and says how an episode ended. It takes
+*plans*, so schedules and learned policies go through the same code; ``knobs.KnobSet`` turns an agent's action into a
+plan first.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from loopwright.envs.cost import measure_cost
+from loopwright.envs.guard import FINE, RATE_FACTOR, VERDICTS, Guard, Snapshots
 from loopwright.envs.lanes import Lanes
+from loopwright.envs.ledger import Author, Recorder, named_observation
 from loopwright.envs.observation import OBSERVATION_NAMES, Observer
-from loopwright.envs.plan import LoopPlan, stack_plans
+from loopwright.envs.plan import ROW, LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.randomness import control_indices
-from loopwright.envs.reward import ProgressMeter
-from loopwright.envs.telemetry import Telemetry, summarise
+from loopwright.envs.reward import Judgement, ProgressMeter, reward_function
+from loopwright.envs.telemetry import SUMS, Telemetry, summarise
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.task import Task
 
@@ -34,6 +41,8 @@ class EpisodeSettings:
         ticks_per_decision: ticks under one plan.
         control_batch: samples of the control split looked at, and charged, per decision.
         budget_factor: the budget, in multiples of the task's calibrated cost to target C*.
+        reward: what a decision earns: "progress", "time" or "anytime" (``envs.reward``).
+        guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
         compile: fuse the tick with ``torch.compile``.
         device: where the lanes live.
     """
@@ -42,23 +51,27 @@ class EpisodeSettings:
     ticks_per_decision: int = 16
     control_batch: int = 16
     budget_factor: float = 3.0
+    reward: str = "progress"
+    guard: int = 5
     compile: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("microbatch", "ticks_per_decision", "control_batch"):
-            if getattr(self, name) < 1:
-                raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name, least in (("microbatch", 1), ("ticks_per_decision", 1), ("control_batch", 1), ("guard", 0)):
+            if getattr(self, name) < least:
+                raise LoopwrightError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not 0 < self.budget_factor < math.inf:
             raise LoopwrightError(f"budget_factor must be finite and above 0, got {self.budget_factor}")
+        reward_function(self.reward)  # raises for an unknown name
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one decision brought, each ``[lanes]``: reward, outcome code, target-split loss and accuracy."""
+    """What one decision brought, each ``[lanes]``: reward, outcome and verdict codes, target-split loss and accuracy."""
 
     reward: torch.Tensor
     outcome: torch.Tensor
+    verdict: torch.Tensor
     loss: torch.Tensor
     accuracy: torch.Tensor
 
@@ -75,9 +88,28 @@ class EpisodeBatch:
         lanes: how many episodes run side by side.
         settings: see ``EpisodeSettings``.
         looks: whether the controller looks at the control split; if not, nothing is charged and nothing observed.
+        rolls_back: whether plans may ask for a rollback; if not, the best states are not kept.
+        ledgers: folder for the audit log of every episode, or None.
+        author: who decides, for the ledgers.
+
+    Attributes:
+        plans: what the next decision starts from, ``[len(PLAN_FIELDS), lanes]``; the guard's halvings are in it.
+        observation: what there is to see before it, ``[lanes, len(OBSERVATION_NAMES)]``.
+        cost, budget: geq spent and allowed, ``[lanes]`` float64.
+        hit_cost: geq at the first of two evaluations in a row at or below the target, NaN before.
     """
 
-    def __init__(self, template: Task, lanes: int, settings: EpisodeSettings, *, looks: bool = True) -> None:
+    def __init__(
+        self,
+        template: Task,
+        lanes: int,
+        settings: EpisodeSettings,
+        *,
+        looks: bool = True,
+        rolls_back: bool = False,
+        ledgers: Path | None = None,
+        author: Author | None = None,
+    ) -> None:
         self.settings, self.looks = settings, looks
         self.lanes = Lanes(
             template, lanes, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
@@ -87,16 +119,29 @@ class EpisodeBatch:
         self.tasks: list[Task | None] = [None] * lanes
         self.plans = stack_plans([LoopPlan()] * lanes)
         self.observation = torch.zeros(lanes, len(OBSERVATION_NAMES))
+        self.guard = Guard(self.lanes, settings.guard) if settings.guard else None
+        self._best_states = Snapshots(self.lanes) if rolls_back else None
+        self._best_seen = torch.full((lanes,), math.inf)  # the loss at which those were taken
         self._observer = Observer(lanes)
         self._progress = ProgressMeter(lanes)
+        self._reward = reward_function(settings.reward)
+        engine = {"lanes": lanes, "threads": torch.get_num_threads(), "looks": looks, "rolls_back": rolls_back}
+        self._recorder = (
+            Recorder(ledgers, author or Author(), {"settings": asdict(settings), **engine}) if ledgers else None
+        )
         self.cost = torch.zeros(lanes, dtype=torch.float64)
         self.budget = torch.ones(lanes, dtype=torch.float64)
-        self._billed = torch.zeros(lanes, dtype=torch.float64)  # what rewards have been charged for so far
         self.hit_cost = torch.full((lanes,), math.nan, dtype=torch.float64)
+        self._charged = torch.zeros(lanes, dtype=torch.float64)  # what rewards have been charged for so far
         self._target = torch.zeros(lanes)
         self._phi = torch.zeros(lanes)
         self._best = torch.full((lanes,), math.inf)
         self._below = torch.zeros(lanes, dtype=torch.bool)
+
+    @property
+    def rate_scale(self) -> torch.Tensor:
+        """The product of the guard's halvings of the learning rate, ``[lanes]``."""
+        return torch.ones(len(self.tasks)) if self.guard is None else self.guard.rate_scale
 
     def begin(
         self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int], plans: Sequence[LoopPlan]
@@ -119,51 +164,138 @@ class EpisodeBatch:
         self.budget[index] = torch.tensor([c.cost for c in calibrations]).double() * self.settings.budget_factor
         self._target[index] = torch.tensor([c.target for c in calibrations])
         self.cost[index] = self._look
-        self._billed[index] = 0.0
+        self._charged[index] = 0.0
         self.hit_cost[index] = math.nan
         self._phi[index] = 0.0
-        self._best[index] = math.inf
+        self._best[index] = self._best_seen[index] = math.inf
         self._below[index] = False
+        begun = torch.zeros(len(self.tasks), dtype=torch.bool)
+        begun[index] = True
+        if self.guard is not None:
+            self.guard.begin(index)
+        if self._best_states is not None:
+            self._best_states.save(begun)
         if self.looks:
             self._observer.begin(lanes, self._control_loss()[index], [c.target for c in calibrations])
-            fresh = torch.zeros(len(self.tasks), dtype=torch.bool)
-            self.observation[index] = self._observe(None, self._target, fresh)[index]
+            self.observation[index] = self._observe(None, self._target, ~begun & begun, ~begun & begun)[index]
+        if self._recorder is not None:
+            for lane, task, seed, plan in zip(lanes, tasks, seeds, plans, strict=True):
+                self._recorder.begin(lane, task, seed, plan, float(self.budget[lane]))
 
-    def decide(self, plans: torch.Tensor) -> Decision:
-        """Train every lane for one decision under ``plans [len(PLAN_FIELDS), lanes]`` and judge the result."""
+    def step_ratio(self) -> torch.Tensor:
+        """What a switch of optimizer multiplies or divides the learning rate by (``KnobSet.move``), ``[lanes]``."""
+        return self.lanes.step_ratio().cpu()
+
+    def decide(self, plans: torch.Tensor, actions: npt.NDArray[np.generic] | None = None) -> Decision:
+        """Train every lane for one decision under ``plans [len(PLAN_FIELDS), lanes]`` and judge the result.
+
+        ``actions [lanes, knobs]`` are what the plans came from, for the ledger. Raises ``LoopwrightError`` for a plan
+        that rolls back in a batch that keeps no best states.
+        """
+        seen, found = self.observation, self.plans
+        self._roll_back(plans[ROW["rollback"]] > 0)
+        sums = self.lanes.run(plans, self.settings.ticks_per_decision).cpu()
+        telemetry = summarise(sums)
+        self.cost = torch.minimum(self.cost + sums[SUMS.index("cost")].double() + self._look, self.budget)
         self.plans = plans
-        ticks = self.settings.ticks_per_decision
-        sums = self.lanes.run(plans.to(self.lanes.device), ticks).cpu()
-        spent = self.unit.training(ticks * self.settings.microbatch) + self._look
-        self.cost = torch.minimum(self.cost + spent, self.budget)
+        verdict = torch.full((len(self.tasks),), FINE)
+        given_up = torch.zeros(len(self.tasks), dtype=torch.bool)
+        if self.guard is not None:
+            verdict, given_up = self.guard.watch(sums, telemetry, plans)
+            halved = plans[ROW["learning_rate"]] * RATE_FACTOR
+            self.plans = plans.clone()
+            self.plans[ROW["learning_rate"]] = torch.where(verdict != FINE, halved, plans[ROW["learning_rate"]])
         loss, accuracy = (value.cpu() for value in self.lanes.evaluate("target"))
+        control_loss = self._control_loss() if self.looks else telemetry.loss
         if self.looks:
             trained = torch.ones(len(self.tasks), dtype=torch.bool)
-            self.observation = self._observe(summarise(sums), self._control_loss(), trained)
+            self.observation = self._observe(telemetry, control_loss, trained, verdict != FINE)
+        self._keep_best(control_loss, verdict == FINE)
+        decision = self._judge(loss, accuracy, verdict, given_up)
+        if self._recorder is not None:
+            self._record(found, plans, actions, seen, telemetry, decision)
+        return decision
 
+    def _judge(
+        self, loss: torch.Tensor, accuracy: torch.Tensor, verdict: torch.Tensor, given_up: torch.Tensor
+    ) -> Decision:
         below = loss <= self._target
         first = below & ~self._below
         self.hit_cost = torch.where(first, self.cost, torch.where(below, self.hit_cost, math.nan))
         hit = below & self._below
         self._below = below
-        diverged = ~torch.isfinite(loss) & ~hit
+        # With a guard it is for the guard to say so: weights that exploded in the last tick show at the next.
+        diverged = (given_up if self.guard is not None else ~torch.isfinite(loss)) & ~hit
         missed = (self.cost >= self.budget * (1 - 1e-6)) & ~hit & ~diverged
         outcome = torch.where(hit, HIT, torch.where(diverged, DIVERGED, torch.where(missed, MISS, RUNNING)))
 
         self._best = torch.minimum(self._best, torch.nan_to_num(loss, nan=math.inf))
         phi = torch.where(hit, 1.0, self._progress.phi(self._best))
-        bill = torch.where(diverged, self.budget, self.cost)
-        reward = (phi - self._phi) - ((bill - self._billed) / self.budget).float()
-        self._phi, self._billed = phi, bill
-        return Decision(reward, outcome, loss, accuracy)
+        spent, share = self.cost / self.budget, (self.cost - self._charged) / self.budget
+        reward = self._reward(Judgement(self._phi, phi, share.float(), spent.float(), hit, diverged))
+        self._phi, self._charged = phi, self.cost
+        return Decision(reward, outcome, verdict, loss, accuracy)
+
+    def _roll_back(self, asked: torch.Tensor) -> None:
+        if not asked.any():
+            return
+        if self._best_states is None:
+            raise LoopwrightError("a plan asks for a rollback, but this batch was made with rolls_back=False")
+        self._best_states.restore(asked)
+
+    def _keep_best(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
+        """Keep the states with the lowest loss the controller may know of: smoothed control loss, else training loss."""
+        if self._best_states is not None:
+            known = self._observer.control_level if self.looks else loss
+            better = fine & (known < self._best_seen)
+            self._best_seen = torch.where(better, known, self._best_seen)
+            self._best_states.save(better)
 
     def _control_loss(self) -> torch.Tensor:
         lanes = self.lanes
-        key, ticks = lanes.state.counters
+        key, ticks = lanes.state.counters[:2]
         size = lanes.splits["control"][1].shape[1]
         index = control_indices(key, ticks, min(self.settings.control_batch, size), size)
         return lanes.evaluate("control", index)[0].cpu()
 
-    def _observe(self, telemetry: Telemetry | None, control_loss: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    def _observe(
+        self, telemetry: Telemetry | None, control_loss: torch.Tensor, trained: torch.Tensor, restored: torch.Tensor
+    ) -> torch.Tensor:
         left = (1 - self.cost / self.budget).clamp(0, 1).float()
-        return self._observer.observe(telemetry, control_loss, self.plans, left, trained)
+        guard_left = None if self.guard is None else 1 - self.guard.interventions / self.guard.limit
+        return self._observer.observe(telemetry, control_loss, self.plans, left, trained, restored, guard_left)
+
+    def _record(
+        self,
+        found: torch.Tensor,
+        plans: torch.Tensor,
+        actions: npt.NDArray[np.generic] | None,
+        seen: torch.Tensor,
+        telemetry: Telemetry,
+        decision: Decision,
+    ) -> None:
+        """One line for every lane's ledger."""
+        assert self._recorder is not None
+        before, chosen = unstack_plans(found), unstack_plans(plans)
+        for lane in range(len(self.tasks)):
+            entry = {
+                "observation": named_observation(seen[lane]) if self.looks else None,
+                "action": None if actions is None else np.asarray(actions)[lane].tolist(),
+                "plan_before": before[lane].as_json(),
+                "plan": chosen[lane].as_json(),
+                "verdict": VERDICTS[int(decision.verdict[lane])],
+                "telemetry": {field.name: float(getattr(telemetry, field.name)[lane]) for field in fields(Telemetry)},
+                **lane_result(self, lane, decision),
+            }
+            self._recorder.decision(lane, entry, bool(decision.done[lane]))
+
+
+def lane_result(episode: EpisodeBatch, lane: int, decision: Decision) -> dict[str, Any]:
+    """What came of a decision in one lane."""
+    return {
+        "cost": float(episode.cost[lane]),
+        "reward": float(decision.reward[lane]),
+        "loss": float(decision.loss[lane]),
+        "accuracy": float(decision.accuracy[lane]),
+        "outcome": OUTCOMES[int(decision.outcome[lane])],
+    }

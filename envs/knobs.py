@@ -26,11 +26,13 @@ class Knob:
     Attributes:
         name: the knob's name; ``field`` the plan's field that it sets.
         low, high: bounds of the encoded value.
-        steps: what each discrete action adds to the encoded value; rising, 0 in the middle. A box action of +-1 adds
-            the outermost step.
+        steps: what each discrete action adds to the encoded value; rising, with a 0. A box action of +-1 adds the
+            outermost step.
         encode, decode: field value to encoded value and back.
+        about: what it moves, by how much and between which bounds, for people.
         source: where the idea is from.
         whole: whether only whole steps mean anything (the field takes rungs, not a continuum).
+        command: whether it stands at ``low`` again before every decision, so that what it sets lasts for one only.
     """
 
     name: str
@@ -40,8 +42,15 @@ class Knob:
     steps: tuple[float, ...]
     encode: Encoding
     decode: Encoding
+    about: str
     source: str
     whole: bool = False
+    command: bool = False
+
+    @property
+    def still(self) -> int:
+        """The discrete action that leaves the field alone."""
+        return self.steps.index(0.0)
 
     def position(self, plans: torch.Tensor) -> torch.Tensor:
         """Where the knob stands, ``[lanes]`` in [-1, 1]."""
@@ -50,7 +59,14 @@ class Knob:
 
 
 CLIP_OFF = 5.0  # log2 of the threshold from which on clipping is off
+DECAY_OFF = -4.0  # log10 of the weight decay up to which there is none
 AVERAGES = torch.tensor([0.0, 32.0, 128.0])  # half-lives in ticks: off, short, long
+STEP = (-1.0, 0.0, 1.0)
+
+
+def _itself(value: torch.Tensor) -> torch.Tensor:
+    return value
+
 
 KNOBS = {
     knob.name: knob
@@ -59,28 +75,77 @@ KNOBS = {
             "lr", "learning_rate", float(np.log(1e-6)), float(np.log(1e2)),
             (-1.0, -float(np.log(1.4)), 0.0, float(np.log(1.4)), 1.0),
             lambda v: v.clamp(min=1e-12).log(), torch.exp,
+            "learning rate; x 1/2.7, 1/1.4, 1, 1.4, 2.7; 1e-6 to 100",
             "Daniel et al. 2016; Xu et al. 2019",
         ),
         Knob(
-            "momentum", "momentum", 0.0, float(np.log2(100)), (-1.0, 0.0, 1.0),
+            "momentum", "momentum", 0.0, float(np.log2(100)), STEP,
             lambda v: -torch.log2(1 - v), lambda e: 1 - torch.exp2(-e),
+            "1 - momentum (beta1); x 2, 1, 1/2; momentum 0 to 0.99",
             "Smith 2018",
         ),
         Knob(
             "clip", "clip", -5.0, CLIP_OFF, (-2.0, -1.0, 0.0, 1.0, 2.0),
             torch.log2, lambda e: torch.where(e >= CLIP_OFF, torch.inf, torch.exp2(e)),
+            "threshold on the gradient norm; x 1/4, 1/2, 1, 2, 4; 1/32 to 16, then off",
             "Pascanu et al. 2013; Seetharaman et al. 2020",
         ),
         Knob(
-            "batch", "batch", 0.0, 4.0, (-1.0, 0.0, 1.0),
+            "batch", "batch", 0.0, 4.0, STEP,
             torch.log2, lambda e: torch.exp2(e.round()),
+            "microbatches per update; x 1/2, 1, 2; 1 to 16",
             "McCandlish et al. 2018; Smith et al. 2018", whole=True,
         ),
         Knob(
-            "average", "average", 0.0, 2.0, (-1.0, 0.0, 1.0),
+            "average", "average", 0.0, 2.0, STEP,
             lambda v: (v[:, None] > (AVERAGES[1:] + AVERAGES[:-1]) / 2).float().sum(1),
             lambda e: AVERAGES[e.round().long()],
+            "half-life of the averaged weights that are evaluated; one rung; off, 32, 128 ticks",
             "Polyak & Juditsky 1992", whole=True,
+        ),
+        Knob(
+            "weight_decay", "weight_decay", DECAY_OFF, 0.0, STEP,
+            lambda v: v.clamp(min=1e-12).log10(), lambda e: torch.where(e <= DECAY_OFF, 0.0, 10.0**e),
+            "decoupled weight decay; x 1/10, 1, 10; off, then 1e-3 to 1",
+            "Loshchilov & Hutter 2019",
+        ),
+        Knob(
+            "optimizer", "optimizer", 0.0, 1.0, STEP, _itself, torch.round,
+            "update rule; one rung; sgd, adamw (the learning rate follows, so that the step keeps its length)",
+            "Keskar & Socher 2017", whole=True,
+        ),
+        Knob(
+            "depth", "depth", 1.0, 4.0, STEP,
+            lambda v: 4 * v, lambda e: e.round() / 4,
+            "share of the blocks, from the output, that receive gradient; one rung; 1/4, 1/2, 3/4, 1",
+            "FreezeOut, Brock et al. 2017", whole=True,
+        ),
+        Knob(
+            "keep", "keep", -3.0, 0.0, STEP,
+            torch.log2, lambda e: torch.exp2(e.round()),
+            "share of a microbatch that is back-propagated, largest losses first; x 1/2, 1, 2; 1/8 to 1",
+            "Selective-Backprop, Jiang et al. 2019", whole=True,
+        ),
+        Knob(
+            "order", "order", 0.0, 2.0, STEP, _itself, torch.round,
+            "data order by last seen loss; one rung; easy-first, shuffled, hard-first",
+            "Bengio et al. 2009; Loshchilov & Hutter 2016", whole=True,
+        ),
+        Knob(
+            "echo", "echo", 0.0, 3.0, STEP,
+            torch.log2, lambda e: torch.exp2(e.round()),
+            "times a microbatch is used in a row; x 1/2, 1, 2; 1 to 8",
+            "data echoing, Choi et al. 2019", whole=True,
+        ),
+        Knob(
+            "sweep", "sweep", 0.0, 2.0, STEP, _itself, torch.round,
+            "blocks updated at once; one rung; one a time top-down, jointly, one a time bottom-up",
+            "block coordinate descent, Nesterov 2012", whole=True,
+        ),
+        Knob(
+            "rollback", "rollback", 0.0, 1.0, (0.0, 1.0), _itself, torch.round,
+            "return to the best snapshot before this decision; no, yes; what was spent since stays charged",
+            "restarts from the best iterate", whole=True, command=True,
         ),
     )
 }  # fmt: skip
@@ -88,6 +153,8 @@ KNOBS = {
 KNOB_SETS: dict[str, tuple[str, ...]] = {
     "lr-momentum": ("lr", "momentum"),
     "clip": ("clip",),
+    "core": ("lr", "momentum", "clip", "batch", "average"),
+    "loop": ("batch", "average", "optimizer", "depth", "keep", "order", "echo", "sweep", "rollback"),
     "all": tuple(KNOBS),
 }
 
@@ -114,6 +181,11 @@ class KnobSet:
             raise UnknownNameError("kind of action", action, ["discrete", "box"])
         self.name, self.action = name, action
         self.knobs = [KNOBS[knob] for knob in names]
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether an action can ask for a rollback."""
+        return any(knob.field == "rollback" for knob in self.knobs)
 
     @property
     def space(self) -> gym.Space[npt.NDArray[np.generic]]:
@@ -143,8 +215,13 @@ class KnobSet:
             )
         return array
 
-    def apply(self, actions: npt.ArrayLike, plans: torch.Tensor) -> torch.Tensor:
-        """The plans ``[fields, lanes]`` after ``actions [lanes, knobs]``. Unmoved fields stay bit-identical."""
+    def apply(
+        self, actions: npt.ArrayLike, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The plans ``[fields, lanes]`` after ``actions [lanes, knobs]``. Unmoved fields stay bit-identical.
+
+        ``step_ratio`` is as in ``move``.
+        """
         checked = torch.from_numpy(np.ascontiguousarray(self.check(actions, plans.shape[1])))
         steps = [
             checked[:, column] * knob.steps[-1]
@@ -152,13 +229,27 @@ class KnobSet:
             else torch.tensor(knob.steps)[checked[:, column]]
             for column, knob in enumerate(self.knobs)
         ]
-        return self.move(torch.stack(steps, dim=1), plans)
+        return self.move(torch.stack(steps, dim=1), plans, step_ratio)
 
-    def move(self, steps: torch.Tensor, plans: torch.Tensor) -> torch.Tensor:
-        """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds."""
+    def move(
+        self, steps: torch.Tensor, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds.
+
+        ``step_ratio()``, how many times as long adamw's step is as sgd's at the same learning rate ``[lanes]``
+        (``Lanes.step_ratio``), is asked for when a lane switches its optimizer, and the learning rate multiplied or
+        divided by it: the switch then leaves the length of the step alone (SWATS, Keskar & Socher 2017). Without it
+        the learning rate stays.
+        """
         moved = plans.clone()
         for step, knob in zip(steps.T, self.knobs, strict=True):
-            before = plans[ROW[knob.field]]
+            before = torch.full_like(plans[0], knob.low) if knob.command else plans[ROW[knob.field]]
             after = knob.decode((knob.encode(before).clamp(knob.low, knob.high) + step).clamp(knob.low, knob.high))
             moved[ROW[knob.field]] = torch.where(step == 0, before, after.to(before.dtype))
+        switched = moved[ROW["optimizer"]] - plans[ROW["optimizer"]]  # 1 to adamw, -1 to sgd
+        if step_ratio is not None and switched.any():
+            lr = KNOBS["lr"]
+            bounds = lr.decode(torch.tensor([lr.low, lr.high]))
+            rate = (moved[ROW["learning_rate"]] * step_ratio() ** -switched).clamp(*bounds)
+            moved[ROW["learning_rate"]] = torch.where(switched == 0, moved[ROW["learning_rate"]], rate)
         return moved

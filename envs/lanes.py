@@ -12,10 +12,12 @@ import torch
 
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import make_key
-from loopwright.envs.tick import LaneState, Layout, make_measure, make_tick
+from loopwright.envs.tick import ADAM_EPS, COUNTERS, LaneState, Layout, make_measure, make_read, make_update
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import SPLITS, Task
 
+# Passes over [lanes, parameters] are bound by memory: rather compute an intermediate again than store it.
+PARAMETER_PASSES = {"realize_reads_threshold": 16, "realize_opcount_threshold": 60}
 _FUSED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
@@ -42,13 +44,21 @@ class Lanes:
         compile: fuse the tick with ``torch.compile``; needs a C++ compiler and 10-30 s per (model, lanes), less when
             inductor's cache is warm.
         device: where the lanes live.
+        dtype: of weights and data; float64 is for checking, not for speed.
 
     Raises:
         LoopwrightError: lanes or microbatch below 1, no compiler, or (in ``load``) a task of another shape.
     """
 
     def __init__(
-        self, template: Task, lanes: int, *, microbatch: int = 16, compile: bool = False, device: str = "cpu"
+        self,
+        template: Task,
+        lanes: int,
+        *,
+        microbatch: int = 16,
+        compile: bool = False,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         for name, value in (("lanes", lanes), ("microbatch", microbatch)):
             if value < 1:
@@ -56,24 +66,34 @@ class Lanes:
         if compile and device == "cpu" and not compiler_available():
             raise LoopwrightError("compile=True needs a C++ compiler (g++ or clang++) on the PATH; found none")
         self.shape_key = template.shape_key
-        self.lanes, self.microbatch, self.device = lanes, microbatch, torch.device(device)
+        self.lanes, self.microbatch, self.device, self.dtype = lanes, microbatch, torch.device(device), dtype
         self.layout = Layout(template.model.build())
-        self.state = LaneState.empty(lanes, self.layout.parameters, self.device)
+        self.state = self.empty_state()
         self.splits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
             name: (
-                torch.zeros(lanes, size, *template.model.input_shape, device=self.device),
+                torch.zeros(lanes, size, *template.model.input_shape, device=self.device, dtype=dtype),
                 torch.zeros(lanes, size, dtype=torch.int64, device=self.device),
             )
             for name, size in zip(SPLITS, self.shape_key[1], strict=True)
         }
-        key = (self.shape_key, lanes, microbatch, compile, self.device)
-        tick = make_tick(template.model, microbatch)
-        plans = stack_plans([LoopPlan()] * lanes).to(self.device)
-        tick_example = [plans, *self.splits["train"], *(tensor.clone() for tensor in self.state.tensors())]
-        self._tick = _fused(tick, tick_example, ("tick", *key)) if compile else tick
+        key = (self.shape_key, lanes, microbatch, compile, self.device, dtype)
+        plans = stack_plans([LoopPlan()] * lanes, dtype).to(self.device)
+        self._read = make_read(template.model, microbatch)
+        self._update = make_update(template.model, microbatch)
+        if compile:
+            read, update = self._arguments([t.clone() for t in self.state.tensors()])
+            example = [plans, *self.splits["train"], *read]
+            losses, gradient = self._read(*(t.clone() for t in example))
+            self._read = _fused(self._read, example, ("read", *key))
+            self._update = _fused(self._update, [plans, losses, gradient, *update], ("update", *key), PARAMETER_PASSES)
         judge_example = [self.state.average, *self.splits["target"]]
         self._measure = make_measure(template.model)
         self._judge = _fused(self._measure, judge_example, ("judge", *key)) if compile else self._measure
+
+    def empty_state(self, lanes: int | None = None) -> LaneState:
+        """Zeros in the shape of ``state``, or of so many lanes: what a run starts from, but for weights and key."""
+        samples = self.shape_key[1][SPLITS.index("train")]
+        return LaneState.empty(lanes or self.lanes, self.layout, samples, self.microbatch, self.device, self.dtype)
 
     def load(self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int]) -> None:
         """Start a new run in each of ``lanes``: its task's data, fresh weights and streams from its seed."""
@@ -85,22 +105,49 @@ class Lanes:
                 split = getattr(task, name)
                 inputs[lane].copy_(split.inputs)
                 labels[lane].copy_(split.labels)
-            fresh = LaneState.empty(1, self.layout.parameters, self.device)
+            fresh = self.empty_state(1)
             fresh.weights[0] = initial_weights(task, seed)
             fresh.average[0] = fresh.weights[0]
-            fresh.counters[0] = make_key(torch.tensor([seed]))
+            fresh.counters[COUNTERS.index("key")] = make_key(torch.tensor([seed]))
             for row, value in zip(self.state.rows(), fresh.rows(), strict=True):
                 row[lane] = value[0]
 
     def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
         """Advance every lane by ``ticks`` under ``plans [fields, lanes]``; returns the sums ``[len(SUMS), lanes]``."""
+        plans = plans.to(self.device, self.dtype)
         self.state.sums.zero_()
         inputs, labels = self.splits["train"]
-        tensors = self.state.tensors()
+        read, update = self._arguments(self.state.tensors())
         with torch.no_grad():
             for _ in range(ticks):
-                self._tick(plans, inputs, labels, *tensors)
+                losses, gradient = self._read(plans, inputs, labels, *read)
+                self.state.last_loss.scatter_(1, self.state.microbatch, losses)
+                self._update(plans, losses, gradient, *update)
         return self.state.sums.clone()
+
+    @staticmethod
+    def _arguments(state: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """What of the state the two halves of a tick take."""
+        weights, *flat, last_loss, microbatch, scalars, counters, sums = state
+        return [weights, last_loss, microbatch, counters], [weights, *flat, scalars, counters, sums]
+
+    @torch.no_grad()
+    def step_ratio(self) -> torch.Tensor:
+        """How many times as long adamw's step is as sgd's, at the same learning rate, ``[lanes]``; 1 before any update.
+
+        Both are measured on the state as it stands, which the two optimizers share.
+        """
+        products1, products2 = self.state.scalars[1:].chunk(2)
+        bias1, root2 = self.layout.spread((1 - products1).T), self.layout.spread((1 - products2).sqrt().T)
+        adamw = self.state.momentum / bias1 / (self.state.second_moment.sqrt() / root2 + ADAM_EPS)
+        ratio = adamw.nan_to_num(nan=0.0).norm(dim=1) / self.state.momentum.norm(dim=1)
+        return torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
+
+    @torch.no_grad()
+    def copy_lanes(self, lanes: torch.Tensor, source: LaneState, target: LaneState) -> None:
+        """Copy the rows ``lanes`` (indices) of one state, this one's or a snapshot, to another."""
+        for old, new in zip(source.rows(), target.rows(), strict=True):
+            new[lanes] = old[lanes]
 
     @torch.no_grad()
     def evaluate(self, split: str, indices: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +165,12 @@ class Lanes:
         return loss, accuracy
 
 
-def _fused(function: Callable[..., Any], example: list[torch.Tensor], key: tuple[object, ...]) -> Callable[..., Any]:
+def _fused(
+    function: Callable[..., Any],
+    example: list[torch.Tensor],
+    key: tuple[object, ...],
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
     """``function`` compiled for the shapes of ``example``; one per key for the whole process.
 
     Shapes never change, so it is traced once and handed to inductor: dynamo's guards would cost a fifth of the
@@ -129,5 +181,5 @@ def _fused(function: Callable[..., Any], example: list[torch.Tensor], key: tuple
         from torch.fx.experimental.proxy_tensor import make_fx
 
         graph = make_fx(function)(*example)
-        _FUSED[key] = inductor_compile(graph, list(example), options={"size_asserts": False})
+        _FUSED[key] = inductor_compile(graph, list(example), options={"size_asserts": False, **(options or {})})
     return _FUSED[key]

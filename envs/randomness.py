@@ -1,6 +1,6 @@
-"""Counter-based random numbers: a hash of (key, tick, position) in tensor arithmetic, without generator state.
+"""Counter-based random numbers: a hash of (key, counter, position) in tensor arithmetic, without generator state.
 
-Which samples a lane reads at a tick is a pure function of its seed and the tick. So a snapshot of a lane needs no
+Which samples a lane may read at a tick is a pure function of its seed and a counter. So a snapshot of a lane needs no
 generator, a replay is exact, and a lane's data order does not depend on its neighbours.
 """
 
@@ -8,6 +8,7 @@ import torch
 
 _MASK = 0xFFFFFFFF
 _TRAIN_STREAM, _CONTROL_STREAM = 0x2545F491, 0x1B873593
+CANDIDATES = 3  # drawn per sample of a microbatch, for ``order`` to choose from; "shuffled" takes the first
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
@@ -28,9 +29,13 @@ def _indices(key: torch.Tensor, counter: torch.Tensor, count: int, population: i
     return (_mix((lane[:, None] + position) & _MASK) * population) >> 32
 
 
-def microbatch_indices(key: torch.Tensor, tick: torch.Tensor, count: int, population: int) -> torch.Tensor:
-    """Training samples ``[lanes, count]`` read at ``tick``, uniform in [0, population), drawn with replacement."""
-    return _indices(key, tick, count, population, _TRAIN_STREAM)
+def candidate_indices(key: torch.Tensor, cursor: torch.Tensor, count: int, population: int) -> list[torch.Tensor]:
+    """Training samples that microbatch number ``cursor`` may read: ``CANDIDATES`` tensors ``[lanes, count]``.
+
+    Uniform in [0, population), drawn with replacement.
+    """
+    drawn = _indices(key, cursor, CANDIDATES * count, population, _TRAIN_STREAM)
+    return list(torch.split(drawn, count, dim=1))
 
 
 def control_indices(key: torch.Tensor, tick: torch.Tensor, count: int, population: int) -> torch.Tensor:

@@ -1,110 +1,219 @@
 """ReferenceLoop: one inner run as an ordinary PyTorch loop. The readable path, and the one for real wall-clock.
 
 It reads the same samples and adds up the same telemetry as a lane of ``Lanes``, and a test holds the two together
-step by step; where they differ, this file is right by definition.
+step by step; where they differ, this file is right by definition. What a plan leaves out is really not done here: a
+frozen prefix builds no graph, samples that are not kept are scored without one, and optimizer state outside the active
+blocks is not touched.
 """
 
+import copy
 import math
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from loopwright.envs.cost import measure_cost
 from loopwright.envs.lanes import initial_weights
 from loopwright.envs.plan import LoopPlan
-from loopwright.envs.randomness import make_key, microbatch_indices
+from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.telemetry import SUMS
 from loopwright.envs.tick import ADAM_EPS
 from loopwright.inner_tasks.task import Split, Task
+
+Tensors = list[torch.Tensor]
 
 
 class ReferenceLoop:
     """Train ``task`` from ``seed``, ``microbatch`` samples per tick, under whatever plan ``run`` is given."""
 
-    def __init__(self, task: Task, seed: int, *, microbatch: int = 16) -> None:
-        self.task, self.microbatch = task, microbatch
+    # All that changes while it trains, besides the weights; a snapshot holds these.
+    STATE = ("momentum", "second_moment", "gradient_sum", "average", "previous", "last_loss", "microbatch_read",
+             "ticks", "cursor", "uses", "updates", "count", "beta1_product", "beta2_product")  # fmt: skip
+
+    def __init__(self, task: Task, seed: int, *, microbatch: int = 16, dtype: torch.dtype = torch.float32) -> None:
+        self.task, self.microbatch, self.dtype = task, microbatch, dtype
         self.model = task.model.build()
         nn.utils.vector_to_parameters(initial_weights(task, seed), self.model.parameters())
+        self.model.to(dtype)
+        self.cost = measure_cost(task.model)
         self.parameters = list(self.model.parameters())
-        self.momentum = [torch.zeros_like(p) for p in self.parameters]
-        self.second_moment = [torch.zeros_like(p) for p in self.parameters]
+        self.block_of = [b for b, block in enumerate(self.model) for _ in block.parameters()]
+        self.momentum, self.second_moment, self.gradient_sum, self.previous = (
+            [torch.zeros_like(p) for p in self.parameters] for _ in range(4)
+        )
         self.average = [p.detach().clone() for p in self.parameters]
-        self.previous = [torch.zeros_like(p) for p in self.parameters]
+        self.last_loss = torch.full((len(task.train),), math.inf, dtype=dtype)
+        self.microbatch_read = torch.zeros(microbatch, dtype=torch.int64)
         self.key = make_key(torch.tensor([seed]))
-        self.ticks = self.count = 0
-        self.beta1_product = self.beta2_product = 1.0
+        self.cursor, self.uses = -1, 2**40  # the first tick reads a new microbatch, whatever ``echo`` is
+        self.ticks = self.updates = self.count = 0
+        self.beta1_product = [1.0] * len(self.model)
+        self.beta2_product = [1.0] * len(self.model)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything ``restore`` needs to come back to this moment."""
+        state = {name: getattr(self, name) for name in self.STATE}
+        return copy.deepcopy(state | {"weights": [p.detach() for p in self.parameters]})
+
+    @torch.no_grad()
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        for p, weights in zip(self.parameters, snapshot["weights"], strict=True):
+            p.copy_(weights)
+        for name in self.STATE:
+            setattr(self, name, copy.deepcopy(snapshot[name]))
 
     def run(self, plan: LoopPlan, ticks: int) -> torch.Tensor:
         """Advance by ``ticks`` and return the telemetry sums ``[len(SUMS)]``."""
         sums = dict.fromkeys(SUMS, 0.0)
-        train = self.task.train
         for _ in range(ticks):
-            index = microbatch_indices(self.key, torch.tensor([self.ticks]), self.microbatch, len(train))[0]
-            before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
-            loss = F.cross_entropy(self.model(train.inputs[index]), train.labels[index])
-            loss.backward()  # type: ignore[no-untyped-call]
+            active = self._activate(plan)
+            loss, fresh = self._gradient(plan, self._next_microbatch(plan), active)
+            for i in range(len(self.parameters)):
+                if i in active:
+                    self.gradient_sum[i] += fresh[active.index(i)]
+                else:
+                    self.gradient_sum[i].zero_()  # a block that leaves the path loses what it had gathered
             self.ticks += 1
             self.count += 1
             sums["ticks"] += 1
-            sums["loss"] += loss.item()
-            sums["loss_square"] += loss.item() ** 2
-            fresh = [cast(torch.Tensor, p.grad) - b for p, b in zip(self.parameters, before, strict=True)]
+            sums["cost"] += self._tick_cost(plan)
+            sums["loss"] += loss
+            sums["loss_square"] += loss**2
             sums["microbatch_square"] += _dot(fresh, fresh)
             if self.count >= plan.batch:
-                self._update(plan, sums)
+                self._update(plan, active, sums)
         return torch.tensor([sums[name] for name in SUMS])
 
+    def _next_microbatch(self, plan: LoopPlan) -> torch.Tensor:
+        """The samples read last once more, or new ones: of each three candidates the one that ``order`` prefers."""
+        self.uses += 1
+        if self.uses <= plan.echo:
+            return self.microbatch_read
+        self.cursor, self.uses = self.cursor + 1, 1
+        drawn = candidate_indices(self.key, torch.tensor([self.cursor]), self.microbatch, len(self.task.train))
+        candidates = torch.cat(drawn)  # [3, microbatch]
+        if plan.order == "shuffled":
+            chosen = candidates[0]
+        else:
+            loss = self.last_loss[candidates]
+            score = loss if plan.order == "hard-first" else -loss
+            score = torch.where(loss == math.inf, math.inf, score)  # those never seen come first in either order
+            chosen = candidates.gather(0, score.argmax(dim=0)[None])[0]
+        self.microbatch_read = chosen
+        return chosen
+
+    def _path(self, plan: LoopPlan) -> tuple[int, int]:
+        """First active block, and the one after the last."""
+        blocks = len(self.model)
+        length = min(max(round(plan.depth * blocks), 1), blocks)
+        if plan.sweep == "joint":
+            return blocks - length, blocks
+        turn = self.updates % length
+        block = blocks - length + turn if plan.sweep == "bottom-up" else blocks - 1 - turn
+        return block, block + 1
+
+    def _activate(self, plan: LoopPlan) -> list[int]:
+        """Let autograd see the active blocks only; the positions of their parameters."""
+        low, high = self._path(plan)
+        for b, block in enumerate(self.model):
+            block.requires_grad_(low <= b < high)
+        return [i for i, b in enumerate(self.block_of) if low <= b < high]
+
+    def _gradient(self, plan: LoopPlan, index: torch.Tensor, active: list[int]) -> tuple[float, Tensors]:
+        """Mean loss of the whole microbatch, and the gradient of its kept samples in the active parameters."""
+        inputs, labels = self.task.train.inputs[index].to(self.dtype), self.task.train.labels[index]
+        kept = min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+        if kept < self.microbatch:
+            with torch.no_grad():
+                scores = F.cross_entropy(self.model(inputs), labels, reduction="none")
+            chosen = scores.argsort(descending=True, stable=True)[:kept]
+            inputs, labels = inputs[chosen], labels[chosen]
+        losses = F.cross_entropy(self.model(inputs), labels, reduction="none")
+        gradient = torch.autograd.grad(losses.mean(), [self.parameters[i] for i in active])
+        seen = losses.detach() if kept == self.microbatch else scores
+        self.last_loss[index] = seen
+        return seen.mean().item(), list(gradient)
+
+    def _tick_cost(self, plan: LoopPlan) -> float:
+        low, _ = self._path(plan)
+        per_sample = self.cost.path[low] if plan.sweep == "joint" else self.cost.single[low]
+        kept = min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+        scoring = self.cost.forward * self.microbatch if kept < self.microbatch else 0.0
+        return kept * per_sample + scoring
+
     @torch.no_grad()
-    def _update(self, plan: LoopPlan, sums: dict[str, float]) -> None:
-        gradient = [cast(torch.Tensor, p.grad) / self.count for p in self.parameters]
-        norm = math.sqrt(_dot(gradient, gradient))
+    def _update(self, plan: LoopPlan, active: list[int], sums: dict[str, float]) -> None:
+        gradient = [self.gradient_sum[i] / self.count for i in active]
+        momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
+        norm, before_norm = math.sqrt(_dot(gradient, gradient)), math.sqrt(_dot(before, before))
+        momentum_norm = math.sqrt(_dot(momentum, momentum))
+        along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
         shrink = min(1.0, plan.clip / norm) if norm > 0 else 1.0
-        momentum_norm = math.sqrt(_dot(self.momentum, self.momentum))
-        previous_norm = math.sqrt(_dot(self.previous, self.previous))
-        self.beta1_product *= plan.momentum
-        self.beta2_product *= plan.second_momentum
         sums["updates"] += 1
         sums["gradient_square"] += norm**2
+        sums["gradient_dot"] += along_before
         sums["log_gradient_norm"] += _log(norm)
         sums["log_gradient_norm_square"] += _log(norm) ** 2
-        sums["gradient_cosine"] += _dot(gradient, self.previous) / max(norm * previous_norm, 1e-15)
-        sums["momentum_cosine"] += _dot(gradient, self.momentum) / max(norm * momentum_norm, 1e-15)
+        sums["gradient_cosine"] += along_before / max(norm * before_norm, 1e-15)
+        sums["momentum_cosine"] += along_momentum / max(norm * momentum_norm, 1e-15)
         sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
         sums["clipped"] += shrink < 1
+        self._measure_curvature(plan, active, gradient, sums)
 
-        kept = 0.5 ** (self.count / plan.average) if plan.average > 0 else 0.0
+        for b in {self.block_of[i] for i in active}:
+            self.beta1_product[b] *= plan.momentum
+            self.beta2_product[b] *= plan.second_momentum
         step_square = weight_square = 0.0
-        for i, p in enumerate(self.parameters):
-            clipped = gradient[i] * shrink
-            self.momentum[i].lerp_(clipped, 1 - plan.momentum)
-            self.second_moment[i].lerp_(clipped**2, 1 - plan.second_momentum)
+        for i, own in zip(active, gradient, strict=True):
+            p, b = self.parameters[i], self.block_of[i]
+            self.momentum[i].lerp_(own * shrink, 1 - plan.momentum)
+            self.second_moment[i].lerp_((own * shrink) ** 2, 1 - plan.second_momentum)
             if plan.optimizer == "adamw":
-                first = self.momentum[i] / (1 - self.beta1_product)
-                second = self.second_moment[i] / (1 - self.beta2_product)
+                first = self.momentum[i] / (1 - self.beta1_product[b])
+                second = self.second_moment[i] / (1 - self.beta2_product[b])
                 direction = first / (second.sqrt() + ADAM_EPS)
             else:
                 direction = self.momentum[i]
             step = plan.learning_rate * (direction + plan.weight_decay * p)
             p.sub_(step)
-            step_square += step.square().sum().item()
-            weight_square += p.square().sum().item()
-            self.average[i].lerp_(p, 1 - kept)
-            p.grad = None
+            step_square += _dot([step], [step])
+            weight_square += _dot([p], [p])
+            self.previous[i] = own
         sums["log_step_ratio"] += _log(math.sqrt(step_square)) - _log(math.sqrt(weight_square))
-        self.previous, self.count = gradient, 0
+        kept = 0.5 ** (self.count / plan.average) if plan.average > 0 else 0.0
+        for average, p in zip(self.average, self.parameters, strict=True):
+            average.lerp_(p, 1 - kept)
+        for gathered in self.gradient_sum:
+            gathered.zero_()
+        self.updates, self.count = self.updates + 1, 0
+
+    def _measure_curvature(self, plan: LoopPlan, active: list[int], gradient: Tensors, sums: dict[str, float]) -> None:
+        """How the gradient turned over the last step, and the slope it had along it (see ``telemetry.summarise``)."""
+        momentum, turned = [self.momentum[i] for i in active], [self.previous[i] for i in active]
+        turned = [old - new for old, new in zip(turned, gradient, strict=True)]
+        if plan.optimizer == "adamw":
+            roots = (self.second_moment[i].sqrt() + ADAM_EPS for i in active)
+            direction = [m / root for m, root in zip(momentum, roots, strict=True)]
+            # The bias of the second moment cancels in the ratio, that of the first is left.
+            bias = 1 - self.beta1_product[self.block_of[active[-1]]]
+        else:
+            direction, bias = momentum, 1.0
+        sums["turn"] += _dot(turned, direction)
+        sums["slope"] += _dot(momentum, direction) / bias if bias > 0 else 0.0
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> tuple[float, float]:
         """Mean loss (nats) and accuracy of the averaged weights on a split."""
         named = dict(zip((name for name, _ in self.model.named_parameters()), self.average, strict=True))
-        logits = torch.func.functional_call(self.model, named, (split.inputs,))
+        logits = torch.func.functional_call(self.model, named, (split.inputs.to(self.dtype),))
         accuracy = (logits.argmax(1) == split.labels).float().mean().item()
         return F.cross_entropy(logits, split.labels).item(), accuracy
 
 
-def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    return sum(torch.sum(x * y).item() for x, y in zip(a, b, strict=True))
+def _dot(a: Tensors, b: Tensors) -> float:
+    return sum(torch.dot(x.flatten(), y.flatten()).item() for x, y in zip(a, b, strict=True))
 
 
 def _log(norm: float) -> float:

@@ -1,20 +1,75 @@
-"""Reward: progress towards the target, in baseline-equivalent cost, less the share of the budget it took.
+"""Reward: what a decision was worth. Progress is counted in baseline-equivalent cost, so that tasks compare.
 
 E(L) is the geq at which the task's best static configuration first reaches loss L (its calibrated median curve,
-interpolated); phi = min(E(best loss so far) / C*, 1), with C* its cost to the target. One decision earns
-
-    delta phi - cost / budget,
-
-so an episode that hits the target returns 1 - the fraction of the budget it used, whatever way it took: the shaping is
-potential-based (Ng et al. 1999) and moves no optimum. A run that diverges pays for the budget it has not used, which
-makes it worth what a miss is worth.
+interpolated); phi = min(E(best loss so far) / C*, 1), with C* its cost to the target. ``REWARDS`` holds the choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from loopwright.inner_tasks.errors import UnknownNameError
 from loopwright.inner_tasks.task import Calibration
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reward may be made of, each ``[lanes]``.
+
+    Attributes:
+        before, phi: progress before and after the decision, in [0, 1]; 1 on a hit.
+        share: what the decision cost, as a share of the budget.
+        spent: share of the budget spent, this decision included.
+        hit, diverged: whether the episode has just ended so.
+    """
+
+    before: torch.Tensor
+    phi: torch.Tensor
+    share: torch.Tensor
+    spent: torch.Tensor
+    hit: torch.Tensor
+    diverged: torch.Tensor
+
+
+def progress(j: Judgement) -> torch.Tensor:
+    """delta phi - cost / budget. An episode that hits returns 1 - the share of the budget it used, whatever its way.
+
+    The shaping is potential-based (Ng et al. 1999) and moves no optimum. A run that diverges pays for the budget it has
+    not used, which makes it worth what a miss is worth.
+    """
+    return j.phi - j.before - _bill(j)
+
+
+def time_to_target(j: Judgement) -> torch.Tensor:
+    """1 on a hit, less cost / budget: the same return as ``progress`` for a hit, without the shaping."""
+    return j.hit.float() - _bill(j)
+
+
+def anytime(j: Judgement) -> torch.Tensor:
+    """phi times cost / budget: the return is the mean progress over the budget, in [0, 1].
+
+    From a hit on progress stays 1; a run that diverged earns nothing more.
+    """
+    return j.phi * j.share + torch.where(j.hit, 1 - j.spent, 0.0)
+
+
+def _bill(j: Judgement) -> torch.Tensor:
+    return torch.where(j.diverged, j.share + 1 - j.spent, j.share)
+
+
+REWARDS: dict[str, Callable[[Judgement], torch.Tensor]] = {
+    "progress": progress,
+    "time": time_to_target,
+    "anytime": anytime,
+}
+
+
+def reward_function(name: str) -> Callable[[Judgement], torch.Tensor]:
+    """The reward of that name. Raises ``UnknownNameError`` otherwise."""
+    if name not in REWARDS:
+        raise UnknownNameError("reward", name, list(REWARDS))
+    return REWARDS[name]
 
 
 class ProgressMeter:

@@ -2,7 +2,8 @@
 
 Everything between two decisions happens here, in one function of tensors that are updated in place, so that
 ``torch.compile`` can fuse it. Every lane does the same arithmetic whatever its plan: a lane that only accumulates its
-gradient multiplies its update by zero. ``reference.ReferenceLoop`` is the same loop written plainly.
+gradient multiplies its update by zero, a frozen block is masked, and what a plan leaves out is not charged.
+``reference.ReferenceLoop`` is the same loop written plainly, where it is really left out.
 
 Two things here are for speed. The per-lane coefficients are stacked into one tensor before they meet the
 ``[lanes, parameters]`` arrays: inductor then computes them once per lane rather than once per vector of parameters
@@ -17,22 +18,28 @@ import torch
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
-from loopwright.envs.plan import ROW
-from loopwright.envs.randomness import microbatch_indices
+from loopwright.envs.cost import measure_cost
+from loopwright.envs.plan import CHOICES, ROW
+from loopwright.envs.randomness import candidate_indices
 from loopwright.envs.telemetry import SUMS
 from loopwright.inner_tasks.models import ModelSpec
 
 ADAM_EPS = 1e-8
 TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero
+COUNTERS = ("key", "ticks", "cursor", "uses", "updates")
+JOINT, BOTTOM_UP = CHOICES["sweep"].index("joint"), CHOICES["sweep"].index("bottom-up")
+SHUFFLED = CHOICES["order"].index("shuffled")
 
 
 @dataclass
 class LaneState:
     """All that changes while lanes train. A snapshot is a copy of one row (or column) of each tensor.
 
-    The first six are ``[lanes, parameters]`` float32. ``scalars`` is ``[4, lanes]`` float32: microbatches
-    accumulated, product of beta1, product of beta2, squared norm of the previous gradient. ``counters`` is
-    ``[2, lanes]`` int64: key of the random streams, ticks done. ``sums`` is ``[len(SUMS), lanes]`` float32.
+    The first six are ``[lanes, parameters]``. ``last_loss`` is ``[lanes, training samples]``, infinite where a sample
+    was not seen yet, and ``microbatch [lanes, samples]`` int64 the samples read last. ``scalars`` is
+    ``[1 + 2 blocks, lanes]``: microbatches accumulated, and of each block the product of beta1 and that of beta2 over
+    the updates it took part in. ``counters`` is ``[len(COUNTERS), lanes]`` int64: key of the random streams, ticks
+    done, number of the microbatch read last, how often it was used, updates done. ``sums`` is ``[len(SUMS), lanes]``.
     """
 
     weights: torch.Tensor
@@ -41,35 +48,58 @@ class LaneState:
     gradient_sum: torch.Tensor
     average: torch.Tensor
     previous_gradient: torch.Tensor
+    last_loss: torch.Tensor
+    microbatch: torch.Tensor
     scalars: torch.Tensor
     counters: torch.Tensor
     sums: torch.Tensor
 
     @classmethod
-    def empty(cls, lanes: int, parameters: int, device: torch.device) -> "LaneState":
-        flat = [torch.zeros(lanes, parameters, device=device) for _ in range(6)]
-        counters = torch.zeros(2, lanes, dtype=torch.int64, device=device)
-        scalars = torch.zeros(4, lanes, device=device)
-        scalars[1:3] = 1.0
-        return cls(*flat, scalars=scalars, counters=counters, sums=torch.zeros(len(SUMS), lanes, device=device))  # type: ignore[misc]
+    def empty(
+        cls, lanes: int, layout: "Layout", samples: int, microbatch: int, device: torch.device, dtype: torch.dtype
+    ) -> "LaneState":
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, device=device, dtype=dtype)
+
+        counters = torch.zeros(len(COUNTERS), lanes, dtype=torch.int64, device=device)
+        counters[COUNTERS.index("cursor")] = -1  # the first tick reads microbatch 0 ...
+        counters[COUNTERS.index("uses")] = 2**40  # ... however often one is used
+        scalars = zeros(1 + 2 * layout.blocks, lanes)
+        scalars[1:] = 1.0
+        return cls(
+            weights=zeros(lanes, layout.parameters),
+            momentum=zeros(lanes, layout.parameters),
+            second_moment=zeros(lanes, layout.parameters),
+            gradient_sum=zeros(lanes, layout.parameters),
+            average=zeros(lanes, layout.parameters),
+            previous_gradient=zeros(lanes, layout.parameters),
+            last_loss=zeros(lanes, samples).fill_(torch.inf),
+            microbatch=torch.zeros(lanes, microbatch, dtype=torch.int64, device=device),
+            scalars=scalars,
+            counters=counters,
+            sums=zeros(len(SUMS), lanes),
+        )
 
     def tensors(self) -> list[torch.Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
 
     def rows(self) -> list[torch.Tensor]:
         """Views of every tensor with the lane as the first axis, for copying lanes in and out."""
-        return [t if i < 6 else t.T for i, t in enumerate(self.tensors())]
+        return [*self.tensors()[:-3], *(tensor.T for tensor in self.tensors()[-3:])]
 
 
 class Layout:
-    """Where each parameter of a model lies in a lane's flat vector."""
+    """Where each parameter of a model lies in a lane's flat vector, and to which block it belongs."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Sequential) -> None:
         named = list(model.named_parameters())
         self.names = [name for name, _ in named]
         self.shapes = [parameter.shape for _, parameter in named]
         self.sizes = [parameter.numel() for _, parameter in named]
         self.parameters = sum(self.sizes)
+        self.blocks = len(model)
+        owner = [int(name.partition(".")[0]) for name in self.names]
+        self.block_of = torch.repeat_interleave(torch.tensor(owner).float(), torch.tensor(self.sizes))  # [parameters]
 
     def split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views ``[lanes, *shape]`` of a flat ``[lanes, parameters]`` tensor, in the order of ``names``."""
@@ -78,6 +108,32 @@ class Layout:
 
     def join(self, pieces: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return torch.cat([piece.flatten(1) for piece in pieces], dim=1)
+
+    def spread(self, per_block: torch.Tensor) -> torch.Tensor:
+        """``[lanes, blocks]`` to ``[lanes, parameters]``: a chain of selections, which fuses, unlike an index."""
+        block_of = self.block_of.to(per_block.device)
+        columns = torch.split(per_block, 1, dim=1)
+        spread: torch.Tensor = columns[0].expand(-1, self.parameters)
+        for block, column in enumerate(columns[1:], start=1):
+            spread = torch.where(block_of >= block, column, spread)
+        return spread
+
+
+def active_blocks(
+    depth: torch.Tensor, sweep: torch.Tensor, updates: torch.Tensor, blocks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First active block and the one after the last, each ``[lanes]`` int64, of the update after ``updates``."""
+    length = (depth * blocks).round().clamp(1, blocks).long()
+    first, turn = blocks - length, updates % length
+    swept = torch.where(sweep == BOTTOM_UP, first + turn, blocks - 1 - turn)
+    joint = sweep == JOINT
+    low = torch.where(joint, first, swept)
+    return low, torch.where(joint, blocks, low + 1)
+
+
+def kept_samples(keep: torch.Tensor, microbatch: int) -> torch.Tensor:
+    """How many samples of a microbatch are back-propagated, ``[lanes]``."""
+    return (keep * microbatch).round().clamp(1, microbatch)
 
 
 def make_forward(spec: ModelSpec) -> tuple[Callable[..., torch.Tensor], Layout]:
@@ -105,23 +161,78 @@ def make_measure(spec: ModelSpec) -> Callable[..., tuple[torch.Tensor, torch.Ten
     return measure
 
 
-def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
-    """The function ``tick(plans, inputs, labels, *state)`` for lanes of this model. It changes the state in place.
+def make_read(spec: ModelSpec, microbatch: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """The first half of a tick, ``read(plans, inputs, labels, weights, last_loss, read, counters)``.
 
     ``plans`` is ``[len(PLAN_FIELDS), lanes]``; ``inputs`` ``[lanes, N, *input_shape]`` and ``labels`` ``[lanes, N]``
-    are the training splits.
+    are the training splits. Chooses a microbatch, and returns the loss of each sample ``[lanes, microbatch]`` and the
+    gradient of the kept ones ``[lanes, parameters]``.
     """
     forward, layout = make_forward(spec)
+    earlier = torch.ones(microbatch, microbatch).tril(-1) > 0  # settles ties between equal losses
 
-    def loss_of(parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(forward(parameters, inputs), labels)
+    def loss_of(
+        parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = F.cross_entropy(forward(parameters, inputs), labels, reduction="none")
+        seen = losses.detach()
+        before = (seen[None, :] > seen[:, None]) | ((seen[None, :] == seen[:, None]) & earlier.to(seen.device))
+        chosen = (before.sum(1) < kept) / kept
+        return (losses * chosen).sum(), losses
 
-    gradient_of = vmap(grad_and_value(loss_of))
+    gradient_of = vmap(grad_and_value(loss_of, has_aux=True))
 
-    def tick(
+    def read_microbatch(
         plans: torch.Tensor,
         inputs: torch.Tensor,
         labels: torch.Tensor,
+        weights: torch.Tensor,
+        last_loss: torch.Tensor,
+        read: torch.Tensor,
+        counters: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        lanes, population = labels.shape
+        key, ticks, cursor, uses, updates = counters.unbind(0)
+        # The samples of the last tick again, or new ones, chosen among three candidates each.
+        renew = uses >= plans[ROW["echo"]]
+        cursor = cursor + renew
+        direction = (plans[ROW["order"]] - SHUFFLED)[:, None]
+        best, best_score = None, None
+        for candidate in candidate_indices(key, cursor, microbatch, population):
+            seen = last_loss.gather(1, candidate)
+            score = torch.where(seen == torch.inf, torch.inf, seen * direction)
+            if best is None or best_score is None:
+                best, best_score = candidate, score
+            else:
+                better = (direction != 0) & (score > best_score)
+                best, best_score = torch.where(better, candidate, best), torch.where(better, score, best_score)
+        assert best is not None
+        sample = torch.where(renew[:, None], best, read)
+        row = sample + torch.arange(lanes, device=sample.device)[:, None] * population
+        kept = kept_samples(plans[ROW["keep"]], microbatch)
+        gradient, (_, losses) = gradient_of(
+            layout.split(weights), inputs.flatten(0, 1)[row], labels.flatten()[row], kept
+        )
+        read.copy_(sample)
+        counters.copy_(torch.stack([key, ticks + 1, cursor, torch.where(renew, 0, uses) + 1, updates]))
+        return losses, layout.join(gradient)
+
+    return read_microbatch
+
+
+def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
+    """The second half of a tick: accumulate the gradient, and where that completes a batch, update.
+
+    ``update(plans, losses, fresh, weights, momentum, second_moment, gradient_sum, average, previous_gradient, scalars,
+    counters, sums)``, with the losses and the gradient of the first half, changes the rest of the state in place.
+    """
+    layout, cost = Layout(spec.build()), measure_cost(spec)
+    path_cost, single_cost = torch.tensor(cost.path), torch.tensor(cost.single)
+
+    def update_lanes(
+        plans: torch.Tensor,
+        losses: torch.Tensor,
+        fresh: torch.Tensor,
         weights: torch.Tensor,
         momentum: torch.Tensor,
         second_moment: torch.Tensor,
@@ -132,65 +243,85 @@ def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         counters: torch.Tensor,
         sums: torch.Tensor,
     ) -> None:
-        lanes, population = labels.shape
-        key, ticks = counters.unbind(0)
-        count, beta1_product, beta2_product, previous_square = scalars.unbind(0)
+        key, ticks, cursor, uses, updates = counters.unbind(0)
+        loss = losses.mean(1)
+        count, products1, products2 = scalars[0], scalars[1 : 1 + layout.blocks], scalars[1 + layout.blocks :]
         plan = {name: plans[row] for name, row in ROW.items()}
 
-        sample = microbatch_indices(key, ticks, microbatch, population)
-        row = sample + torch.arange(lanes, device=sample.device)[:, None] * population
-        pieces, loss = gradient_of(layout.split(weights), inputs.flatten(0, 1)[row], labels.flatten()[row])
-        fresh = layout.join(pieces)
+        low, high = active_blocks(plan["depth"], plan["sweep"], updates, layout.blocks)
+        kept = kept_samples(plan["keep"], microbatch)
+        per_sample = torch.where(plan["sweep"] == JOINT, path_cost.to(low.device)[low], single_cost.to(low.device)[low])
+        geq = kept * per_sample + torch.where(kept < microbatch, cost.forward * microbatch, 0.0)
 
         count = count + 1
         update = count >= plan["batch"]
-        on = update.float()
-        inverse = torch.stack([1 / count, on], dim=1)[:, 0:1]
-        accumulated = gradient_sum + fresh
-        gradient = accumulated * inverse
-        fresh_square = (fresh * fresh).sum(1)
-        square = (gradient * gradient).sum(1)
-        momentum_square = (momentum * momentum).sum(1)
-        along_previous = (gradient * previous_gradient).sum(1)
-        along_momentum = (gradient * momentum).sum(1)
-
-        shrink = torch.clamp(plan["clip"] * torch.rsqrt(square + TINY), max=1.0)
+        on = update.to(weights.dtype)
+        block = torch.arange(layout.blocks, device=low.device)
+        block_active = (block >= low[:, None]) & (block < high[:, None])
         beta1 = torch.where(update, plan["momentum"], 1.0)
         beta2 = torch.where(update, plan["second_momentum"], 1.0)
-        beta1_product, beta2_product = beta1_product * beta1, beta2_product * beta2
+        rate = plan["learning_rate"] * on
+        next_products1 = torch.where(block_active.T, products1 * beta1, products1)
+        next_products2 = torch.where(block_active.T, products2 * beta2, products2)
+        unbias1 = torch.where(plan["optimizer"] > 0, 1 / (1 - next_products1 + TINY), 1.0)
+        per_block = [
+            block_active.to(weights.dtype),
+            torch.where(block_active, (rate * unbias1).T, 0.0),
+            torch.rsqrt(1 - next_products2 + TINY).T,
+        ]
+        columns = [1 / count, plan["optimizer"], *(column for part in per_block for column in part.unbind(1))]
+        first = torch.stack(columns, dim=1)
+        inverse, adam, active, rate1, unbias2 = torch.split(first, [1, 1, *[layout.blocks] * 3], dim=1)
+        active, rate1, unbias2 = layout.spread(active), layout.spread(rate1), layout.spread(unbias2)
+
+        fresh = fresh * active
+        accumulated = gradient_sum * active + fresh
+        gradient = accumulated * inverse
+        own_momentum, before = momentum * active, previous_gradient * active
+        last_direction = own_momentum / torch.where(adam > 0, second_moment.sqrt() + ADAM_EPS, 1.0)
+        fresh_square = (fresh * fresh).sum(1)
+        square = (gradient * gradient).sum(1)
+        momentum_square = (own_momentum * own_momentum).sum(1)
+        before_square = (before * before).sum(1)
+        along_before = (gradient * before).sum(1)
+        along_momentum = (gradient * own_momentum).sum(1)
+        turn = ((before - gradient) * last_direction).sum(1)
+        slope = (own_momentum * last_direction).sum(1)
+        # The bias of the second moment cancels in turn / slope, that of the first is left (the same for every block
+        # but those that joined the path lately).
+        bias1 = 1 - products1.gather(0, (high - 1)[None])[0]
+        slope = torch.where((plan["optimizer"] > 0) & (bias1 > 0), slope / bias1.clamp(min=TINY), slope)
+
+        shrink = torch.clamp(plan["clip"] * torch.rsqrt(square + TINY), max=1.0)
         half_life = plan["average"]
         coefficients = torch.stack(
             [
-                beta1,
+                1 - beta1,
                 (1 - beta1) * shrink / count,
-                beta2,
+                1 - beta2,
                 (1 - beta2).sqrt() * shrink / count,
-                1 / (1 - beta1_product + TINY),
-                torch.rsqrt(1 - beta2_product + TINY),
-                plan["learning_rate"] * on,
-                plan["weight_decay"],
+                rate * plan["weight_decay"],
                 torch.where(half_life > 0, 1 - torch.exp2(-count / half_life.clamp(min=TINY)), 1.0) * on,
-                1 - on,
+                on,
                 on / count,
                 plan["optimizer"],
             ],
             dim=1,
         )
-        keep1, add1, keep2, add2, unbias1, unbias2, rate, decay, averaging, hold, store, adam = torch.split(
-            coefficients, 1, dim=1
-        )
+        fade1, add1, fade2, add2, decay, averaging, updating, store, adam = torch.split(coefficients, 1, dim=1)
 
-        new_momentum = keep1 * momentum + add1 * accumulated
+        new_momentum = momentum * (1 - active * fade1) + add1 * accumulated
         rooted = add2 * accumulated
-        new_second = keep2 * second_moment + rooted * rooted
-        adam_step = new_momentum * unbias1 / (new_second.sqrt() * unbias2 + ADAM_EPS)
-        step = rate * (torch.where(adam > 0, adam_step, new_momentum) + decay * weights)
+        new_second = second_moment * (1 - active * fade2) + rooted * rooted
+        scale = torch.where(adam > 0, new_second.sqrt() * unbias2 + ADAM_EPS, 1.0)
+        step = rate1 * new_momentum / scale + active * decay * weights
         new_weights = weights - step
-        step_square, weight_square = (step * step).sum(1), (new_weights * new_weights).sum(1)
+        step_square = (step * step).sum(1)
+        weight_square = (new_weights * new_weights * active).sum(1)
 
         average.add_(averaging * (new_weights - average))
-        gradient_sum.copy_(accumulated * hold)
-        previous_gradient.copy_(previous_gradient * hold + accumulated * store)
+        gradient_sum.copy_(accumulated * (1 - updating))
+        previous_gradient.copy_(previous_gradient * (1 - active * updating) + accumulated * store)
         weights.copy_(new_weights)
         momentum.copy_(new_momentum)
         second_moment.copy_(new_second)
@@ -199,23 +330,26 @@ def make_tick(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
             torch.stack(
                 [
                     torch.ones_like(loss),
+                    geq,
                     loss,
                     loss * loss,
                     fresh_square,
                     on,
                     on * square,
+                    on * along_before,
                     on * log_norm,
                     on * log_norm * log_norm,
-                    on * along_previous * torch.rsqrt(square * previous_square + TINY),
+                    on * along_before * torch.rsqrt(square * before_square + TINY),
                     on * along_momentum * torch.rsqrt(square * momentum_square + TINY),
                     on * (0.5 * torch.log(momentum_square + TINY) - log_norm),
+                    on * turn,
+                    on * slope,
                     on * (shrink < 1),
                     on * 0.5 * torch.log((step_square + TINY) / (weight_square + TINY)),
                 ]
             )
         )
-        scalars.copy_(torch.stack([count * (1 - on), beta1_product, beta2_product,
-                                   torch.where(update, square, previous_square)]))  # fmt: skip
-        counters.copy_(torch.stack([key, ticks + 1]))
+        scalars.copy_(torch.cat([(count * (1 - on))[None], next_products1, next_products2]))
+        counters.copy_(torch.stack([key, ticks, cursor, uses, updates + update]))
 
-    return tick
+    return update_lanes

@@ -1,6 +1,7 @@
 """The training loop as an environment: ``TrainingLoopEnv`` for one run, ``TrainingLoopVectorEnv`` for many at once."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +12,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from loopwright.envs.episodes import OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings
-from loopwright.envs.knobs import KnobSet
-from loopwright.envs.observation import LIMIT, OBSERVATION_NAMES
+from loopwright.envs.guard import FINE, VERDICTS
+from loopwright.envs.knobs import KNOB_SETS, KNOBS, KnobSet
+from loopwright.envs.ledger import Author
+from loopwright.envs.observation import FEATURES, HALF_LIVES, LIMIT, OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.plan import LoopPlan, unstack_plans
 from loopwright.envs.render import Frame, draw_run
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
@@ -42,37 +45,51 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     """
     ## Description
 
-    An inner training run, controlled while it runs. The agent watches loss and gradient statistics and moves the
-    learning rate, the momentum, the clipping threshold, the batch size and the weight averaging; it is rewarded for
-    bringing the loss on data it never sees down to the task's target with little computation. Each episode draws a
-    task (data, network, initial weights) from a suite, so that what is learnt is a tuning *policy* rather than a
-    schedule.
+    An inner training run, controlled while it runs. The agent watches loss and gradient statistics and rewrites the
+    loop: its hyperparameters, and its structure (batch size, gradient paths over layers and samples, the order of data
+    and of updates). It is rewarded for bringing the loss on data it never sees down to the task's target with little
+    computation. Each episode draws a task (data, network, initial weights) from a suite, so that what is learnt is a
+    tuning *policy* rather than a schedule.
 
     One step, a *decision*, trains for ``ticks_per_decision`` microbatches under one plan.
 
     ## Action Space
 
     One dimension per knob of the knob set. By default `MultiDiscrete`: each entry picks one of the knob's steps, the
-    middle one leaves it alone. With `action="box"`, `Box(-1, 1)`: the step as a fraction of the largest.
+    one of step 0 leaves it alone. With `action="box"`, `Box(-1, 1)`: the step as a fraction of the largest.
 
-    | knob | moves | by, at most | between |
-    |---|---|---|---|
-    | `lr` | learning rate | x 1/2.7, 1/1.4, 1, 1.4, 2.7 | 1e-6 .. 100 |
-    | `momentum` | 1 - momentum (beta1) | x 1/2, 1, 2 | momentum 0 .. 0.99 |
-    | `clip` | threshold on the gradient norm | x 1/4, 1/2, 1, 2, 4 | 1/32 .. 16, then off |
-    | `batch` | microbatches per update | x 1/2, 1, 2 | 1 .. 16 |
-    | `average` | half-life of the averaged weights that are evaluated | one rung | off, 32, 128 ticks |
+    {knobs}
+
+    Registered knob sets: {sets}.
 
     ## Observation Space
 
-    `Box(-5, 5, float32)`; the entries are named by `envs.observation.OBSERVATION_NAMES` and their formulas are
-    `envs.observation.FEATURES`: loss progress and trends, gradient level, cosines and noise, clipping, step size, the
-    budget, the target, and where every knob stands. Ratios throughout, so that scaling the loss changes nothing.
+    `Box(-5, 5, float32)`, clipped there. L is the mean training loss of the last decision, V the loss on the last
+    control batch, V0 that before training; v the running average of log V (fast); G the gradient of an update, m the
+    momentum, d the step before, H the Hessian and P the optimizer's metric. Running averages have half-lives of
+    {half_lives} decisions. *Blind to*: multiplying the loss by a constant ("scale"), or adding one as well ("affine"),
+    changes nothing.
+
+    {features}
+    | `plan_...` | where each knob stands between its bounds, in the order above | -1 to 1 | |
+
+    ## Cost
+
+    Counted in geq: the measured FLOPs of forward and backward over one sample are 1. A frozen prefix costs no backward
+    pass; keeping a share of a microbatch costs a forward pass over all of it; looks at the control split are charged,
+    and what a rollback or the guard throws away stays charged.
 
     ## Rewards
 
-    Progress towards the target counted in the cost at which the task's best static configuration gets as far, less
-    the share of the budget spent (`envs.reward`). An episode that hits the target returns 1 - the share it used.
+    Chosen by `settings.reward` (`envs.reward.REWARDS`). "progress": progress towards the target, counted in the cost at
+    which the task's best static configuration gets as far, less the share of the budget spent; an episode that hits
+    returns 1 - the share it used. "time": the same without the shaping. "anytime": the mean progress over the budget.
+
+    ## Guard
+
+    When a loss, gradient or step is not finite, or the loss or the gradient norm jumps far above its average, the run is
+    brought back to its last good snapshot and the learning rate halved, `settings.guard` times an episode at most
+    (`envs.guard`). It shows in the observation (`restored`, `guard_left`), in `info["verdict"]` and in the ledger.
 
     ## Starting State
 
@@ -81,13 +98,14 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     ## Episode End
 
     *Terminated* when the target-split loss stays at or below the target for two decisions (`outcome` "hit"), when the
-    budget is spent ("miss": the budget is part of what is observed, hence no truncation), or when the loss is no
-    longer finite ("diverged", which costs the rest of the budget). Truncated only by `max_episode_steps`.
+    budget is spent ("miss": the budget is part of what is observed, hence no truncation), or when the guard gives up
+    or, with the guard off, the loss is no longer finite ("diverged", which costs the rest of the budget). Truncated
+    only by `max_episode_steps`.
 
     ## Information
 
     `task`, `outcome`, `cost` and `budget` (geq: gradient equivalents, one forward and backward pass over one sample),
-    `loss` and `accuracy` on the target split (the harness's, not for the agent), and `plan`.
+    `loss` and `accuracy` on the target split (the harness's, not for the agent), `verdict` of the guard, and `plan`.
 
     ## Arguments
 
@@ -98,10 +116,11 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     | `knobs` | str | "all" | a knob set, or knob names joined by "+" |
     | `action` | str | "discrete" | or "box" |
     | `plan` | LoopPlan | LoopPlan() | the starting plan |
-    | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, compilation |
+    | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
+    | `ledgers` | path | None | folder for an audit log per episode (`envs.ledger`) |
     | `render_mode` | str | None | "rgb_array" draws the run so far |
 
-    ``reset(options={"task": name})`` chooses the task of one episode.
+    ``reset(options=dict(task=name))`` chooses the task of one episode.
 
     ## Vectorized environment
 
@@ -110,7 +129,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
 
     ## Version History
 
-    * v0: initial version
+    * v0: initial version. Observation version {version}: a saved policy fits one version only.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  (Gymnasium's convention)
@@ -124,6 +143,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         action: str = "discrete",
         plan: LoopPlan | None = None,
         settings: EpisodeSettings | None = None,
+        ledgers: Path | str | None = None,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
@@ -132,6 +152,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         self.knobs = KnobSet(knobs, action)
         self.plan = plan or LoopPlan()
         self.settings = settings or EpisodeSettings()
+        self.ledgers = ledgers
         self.render_mode = render_mode
         self.observation_space = observation_space()  # type: ignore[assignment]
         self.action_space = self.knobs.space
@@ -150,7 +171,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
                 raise LoopwrightError(f"unknown reset option {name!r}; known: task")
             (task,) = choose_tasks("", [value])
         if task.shape_key not in self._batches:
-            self._batches[task.shape_key] = EpisodeBatch(task, 1, self.settings)
+            self._batches[task.shape_key] = _make_batch(task, 1, self.settings, self.knobs, self.ledgers)
         self._episode = episode = self._batches[task.shape_key]
         episode.begin([0], [task], [run_seed], [self.plan])
         self._frames = []
@@ -160,7 +181,8 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         if self._episode is None:
             raise LoopwrightError("step() before reset()")
         episode = self._episode
-        decision = episode.decide(self.knobs.apply(np.asarray(action)[None], episode.plans))
+        actions = np.asarray(action)[None]
+        decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
         info = lane_info(episode, 0, decision)
         if self.render_mode:
             self._frames.append(Frame(info["cost"], info["loss"], info["plan"]))
@@ -176,6 +198,15 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         return draw_run(task, self._frames, float(self._episode.budget[0]))
 
 
+def _make_batch(
+    task: Task, lanes: int, settings: EpisodeSettings, knobs: KnobSet, ledgers: Path | str | None
+) -> EpisodeBatch:
+    author = Author("through the environment", knobs=knobs.name, action=knobs.action)
+    return EpisodeBatch(
+        task, lanes, settings, rolls_back=knobs.rolls_back, ledgers=Path(ledgers) if ledgers else None, author=author
+    )
+
+
 def lane_info(episode: EpisodeBatch, lane: int, decision: Decision | None) -> dict[str, Any]:
     task = episode.tasks[lane]
     assert task is not None
@@ -186,8 +217,27 @@ def lane_info(episode: EpisodeBatch, lane: int, decision: Decision | None) -> di
         "budget": float(episode.budget[lane]),
         "loss": None if decision is None else float(decision.loss[lane]),
         "accuracy": None if decision is None else float(decision.accuracy[lane]),
+        "verdict": VERDICTS[FINE if decision is None else int(decision.verdict[lane])],
         "plan": unstack_plans(episode.plans[:, lane : lane + 1])[0].as_dict(),
     }
+
+
+def _page(template: str) -> str:
+    """The environment's page with its tables, which follow from the knobs and features there are."""
+    knobs = ["| knob | moves; by; between | source |", "|---|---|---|"]
+    knobs += [f"| `{knob.name}` | {knob.about} | {knob.source} |" for knob in KNOBS.values()]
+    features = ["| name | formula | range | blind to |", "|---|---|---|---|"]
+    features += [f"| `{f.name}` | {f.formula.replace('|', '¦')} | {f.range} | {f.invariance} |" for f in FEATURES]
+    return template.format(
+        knobs="\n    ".join(knobs),
+        features="\n    ".join(features),
+        sets="; ".join(f"`{name}` ({', '.join(members)})" for name, members in KNOB_SETS.items()),
+        half_lives=", ".join(f"{value:g} ({name})" for name, value in HALF_LIVES.items()),
+        version=OBSERVATION_VERSION,
+    )
+
+
+TrainingLoopEnv.__doc__ = _page(TrainingLoopEnv.__doc__ or "")
 
 
 class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
@@ -202,7 +252,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         max_episode_steps: truncate after so many decisions, or None.
 
     The other arguments are those of ``TrainingLoopEnv``. ``info`` holds arrays ``[num_envs]`` for ``task``,
-    ``outcome``, ``cost``, ``budget``, ``loss`` and ``accuracy``.
+    ``outcome``, ``cost``, ``budget``, ``loss``, ``accuracy`` and ``verdict``.
     """
 
     def __init__(
@@ -215,6 +265,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         action: str = "discrete",
         plan: LoopPlan | None = None,
         settings: EpisodeSettings | None = None,
+        ledgers: Path | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
     ) -> None:
@@ -245,7 +296,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         start = 0
         for number, members in enumerate(shapes.values()):
             stop = start + share + (number < rest)
-            batch = EpisodeBatch(members[0], stop - start, settings)
+            batch = _make_batch(members[0], stop - start, settings, self.knobs, ledgers)
             self._groups.append((slice(start, stop), batch, members))
             start = stop
         self._generators: list[np.random.Generator] = []
@@ -279,10 +330,13 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if not self._generators:
             raise LoopwrightError("step() before reset()")
         actions = self.knobs.check(actions, self.num_envs)
-        decisions = [batch.decide(self.knobs.apply(actions[part], batch.plans)) for part, batch, _ in self._groups]
+        decisions = [
+            batch.decide(self.knobs.apply(actions[part], batch.plans, batch.step_ratio), actions[part])
+            for part, batch, _ in self._groups
+        ]
         joined = {
             name: np.concatenate([getattr(d, name).numpy() for d in decisions])
-            for name in ("reward", "outcome", "loss", "accuracy")
+            for name in ("reward", "outcome", "verdict", "loss", "accuracy")
         }
         rewards = joined["reward"].astype(np.float64)
         self._decisions += 1
@@ -339,6 +393,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if joined:
             outcome = np.where(fresh, RUNNING, joined["outcome"])
             info["outcome"] = np.array(OUTCOMES, dtype=object)[outcome]
+            info["verdict"] = np.array(VERDICTS, dtype=object)[np.where(fresh, FINE, joined["verdict"])]
             info["loss"] = np.where(fresh, np.nan, joined["loss"])
             info["accuracy"] = np.where(fresh, np.nan, joined["accuracy"])
         return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}

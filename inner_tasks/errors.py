@@ -22,3 +22,7 @@ class InvalidActionError(LoopwrightError):
 
 class BundleError(LoopwrightError):
     """A saved policy that is damaged, altered, or made for another observation or knob set."""
+
+
+class LedgerError(LoopwrightError):
+    """An audit log that is missing, was altered, or cannot be executed again."""

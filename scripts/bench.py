@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from loopwright.envs.lanes import Lanes, compiler_available
 from loopwright.envs.plan import LoopPlan, stack_plans
-from loopwright.envs.randomness import make_key, microbatch_indices
+from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.reference import ReferenceLoop
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Task, get_task
@@ -81,7 +81,7 @@ def plain_step(task: Task) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal previous, tick
-        index = microbatch_indices(key, torch.tensor([tick]), MICROBATCH, size)[0]
+        index = candidate_indices(key, torch.tensor([tick]), MICROBATCH, size)[0][0]
         tick += 1
         optimizer.zero_grad()
         loss = F.cross_entropy(model(task.train.inputs[index]), task.train.labels[index])

@@ -11,8 +11,10 @@ from loopwright.inner_tasks.errors import LoopwrightError
 
 ENVIRONMENT_IDS = {
     "loopwright/TrainingLoop-v0": "all",
+    "loopwright/TrainingLoop-core-v0": "core",
     "loopwright/TrainingLoop-lr-momentum-v0": "lr-momentum",
     "loopwright/TrainingLoop-clip-v0": "clip",
+    "loopwright/TrainingLoop-loop-v0": "loop",
 }
 
 for _id, _knobs in ENVIRONMENT_IDS.items():

@@ -1,0 +1,127 @@
+"""Guard: watches for divergence and brings a run back to its last good snapshot; and the snapshots themselves.
+
+An alarm is a loss, gradient or step that is not finite; a mean loss over a decision that is both ``SPIKE_RATIO`` times
+and ``SPIKE_SIGMAS`` standard deviations (in logarithms) above its running average; or the same of the gradient norm.
+The guard then restores weights, optimizer state, averages and data cursor, and halves the learning rate. What the
+failed decision cost stays charged. After ``limit`` interventions in an episode the next alarm ends it.
+
+A snapshot counts as good only once the run has trained on from it without an alarm: weights that have just exploded can
+look fine until the next gradient.
+"""
+
+import math
+
+import torch
+
+from loopwright.envs.lanes import Lanes
+from loopwright.envs.plan import ROW
+from loopwright.envs.telemetry import RunningMoments, Telemetry
+
+VERDICTS = ("fine", "not finite", "loss spike", "gradient spike")
+FINE, NOT_FINITE, LOSS_SPIKE, GRADIENT_SPIKE = range(len(VERDICTS))
+LOSS_SPIKE_RATIO, GRADIENT_SPIKE_RATIO, SPIKE_SIGMAS = 3.0, 10.0, 6.0
+HALF_LIFE, SETTLED = 8.0, 4  # of the running averages, in decisions; how many it takes before a spike means anything
+SNAPSHOT_EVERY = 4  # decisions
+RATE_FACTOR = 0.5
+# Another data order has another mean loss, another gradient path another norm: a jump with them is no alarm.
+LOSS_REGIME = ("order",)
+GRADIENT_REGIME = ("order", "batch", "depth", "keep", "sweep")
+
+
+class Snapshots:
+    """One stored state for each of ``lanes`` runs."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes, self._stored = lanes, lanes.empty_state()
+
+    def save(self, chosen: torch.Tensor) -> None:
+        """Store the present state of the lanes ``chosen``, a mask ``[lanes]``."""
+        if chosen.any():
+            self._lanes.copy_lanes(chosen.nonzero()[:, 0], self._lanes.state, self._stored)
+
+    def restore(self, chosen: torch.Tensor) -> None:
+        """Bring the lanes ``chosen`` back to what was stored for them."""
+        if chosen.any():
+            self._lanes.copy_lanes(chosen.nonzero()[:, 0], self._stored, self._lanes.state)
+
+
+class Guard:
+    """Watches ``lanes``.
+
+    Args:
+        lanes: the engine whose runs are watched.
+        limit: interventions per episode, >= 1.
+
+    Attributes:
+        interventions: how often it has acted in the present episode, ``[lanes]``.
+        rate_scale: product of the halvings, ``[lanes]``: what a controller that sets its learning rate without regard
+            to the plan it finds has to multiply it by.
+    """
+
+    def __init__(self, lanes: Lanes, limit: int) -> None:
+        self.limit = limit
+        self.interventions = torch.zeros(lanes.lanes)
+        self.rate_scale = torch.ones(lanes.lanes)
+        self._slots = (Snapshots(lanes), Snapshots(lanes))
+        self._good = torch.zeros(lanes.lanes, dtype=torch.long)  # which of the slots holds the good one
+        self._pending = torch.zeros(lanes.lanes, dtype=torch.bool)  # whether the other holds one on probation
+        self._age = torch.zeros(lanes.lanes, dtype=torch.long)
+        self._loss = RunningMoments(lanes.lanes, HALF_LIFE)
+        self._norm = RunningMoments(lanes.lanes, HALF_LIFE)
+        self._plans: torch.Tensor | None = None
+
+    def begin(self, index: torch.Tensor) -> None:
+        """A new episode in the lanes ``index``: their fresh weights are the first good snapshot."""
+        mask = torch.zeros(len(self.interventions), dtype=torch.bool)
+        mask[index] = True
+        self.interventions[index], self.rate_scale[index] = 0.0, 1.0
+        self._good[index], self._pending[index], self._age[index] = 0, False, 0
+        self._slots[0].save(mask)
+        self._loss.forget(index)
+        self._norm.forget(index)
+
+    def watch(self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Judge a decision that ran under ``plans``, and restore the runs that need it.
+
+        Returns the verdict, an index into ``VERDICTS``, and whether the run is given up because the limit was reached,
+        each ``[lanes]``. A run that is given up is restored all the same.
+        """
+        verdict = self._judge(sums, telemetry, plans)
+        alarm = verdict != FINE
+        given_up = alarm & (self.interventions >= self.limit)
+        for slot, snapshots in enumerate(self._slots):
+            snapshots.restore(alarm & (self._good == slot))
+        self.interventions += (alarm & ~given_up).float()
+        self.rate_scale = torch.where(alarm, self.rate_scale * RATE_FACTOR, self.rate_scale)
+        self._loss.update(telemetry.loss.log(), ~alarm)
+        self._norm.update(telemetry.log_gradient_norm, ~alarm & (telemetry.updates > 0))
+        self._keep(alarm)
+        return verdict, given_up
+
+    def _judge(self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor) -> torch.Tensor:
+        if self._plans is not None:
+            for fields, moments in ((LOSS_REGIME, self._loss), (GRADIENT_REGIME, self._norm)):
+                rows = [ROW[field] for field in fields]
+                moments.forget((plans[rows] != self._plans[rows]).any(0))
+        self._plans = plans.clone()
+
+        def spike(moments: RunningMoments, value: torch.Tensor, ratio: float) -> torch.Tensor:
+            distance = moments.distance(value)
+            far = (distance > math.log(ratio)) & (distance > SPIKE_SIGMAS * moments.spread)
+            return far & (moments.seen >= SETTLED)
+
+        verdict = torch.where(
+            spike(self._norm, telemetry.log_gradient_norm, GRADIENT_SPIKE_RATIO), GRADIENT_SPIKE, FINE
+        )
+        verdict = torch.where(spike(self._loss, telemetry.loss.log(), LOSS_SPIKE_RATIO), LOSS_SPIKE, verdict)
+        return torch.where(torch.isfinite(sums).all(0), verdict, NOT_FINITE)
+
+    def _keep(self, alarm: torch.Tensor) -> None:
+        """Every few decisions the snapshot on probation has passed, and the present state takes its place."""
+        self._pending &= ~alarm
+        self._age += 1
+        due = ~alarm & (self._age % SNAPSHOT_EVERY == 0)
+        self._good = torch.where(due & self._pending, 1 - self._good, self._good)
+        for slot, snapshots in enumerate(self._slots):
+            snapshots.save(due & (self._good != slot))
+        self._pending |= due

@@ -1,0 +1,209 @@
+"""Ledger: the audit log of one run. One JSON line per decision after a header, each line sealed by a hash chain.
+
+A line says what the controller saw, what it changed, and what came of it. It ends in the SHA-256 of its own text, which
+holds the hash of the line before: a byte changed anywhere is found, and its line named. A line is appended in a single
+write, so that a killed process loses at most the one it was writing; ``read_ledger`` cuts such a torn line off.
+``replay.py`` executes a ledger again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from loopwright.envs.plan import LoopPlan
+from loopwright.inner_tasks.errors import LedgerError
+from loopwright.inner_tasks.task import SPLITS, Task
+
+FORMAT = "loopwright-ledger-1"
+GENESIS = "0" * 64  # the hash before the first line
+_SEAL = ',"hash":"{}"}}\n'
+_SEAL_LENGTH = len(_SEAL.format(GENESIS))
+
+
+def as_json_value(value: Any) -> Any:
+    """Tensors, tuples and numbers as JSON values; what JSON lacks (infinity, NaN) as strings."""
+    if isinstance(value, torch.Tensor):
+        return as_json_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: as_json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json_value(entry) for entry in value]
+    return value
+
+
+def _seal(content: dict[str, Any], previous: str) -> tuple[bytes, str]:
+    body = json.dumps(content | {"previous": previous}, separators=(",", ":"), allow_nan=False).encode()
+    digest = hashlib.sha256(body).hexdigest()
+    return body[:-1] + _SEAL.format(digest).encode(), digest
+
+
+def _unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str] | None:
+    """The content and hash of a line, newline included; None if it is not as it was written."""
+    body = line[:-_SEAL_LENGTH] + b"}"
+    digest = hashlib.sha256(body).hexdigest()
+    if line[-_SEAL_LENGTH:] != _SEAL.format(digest).encode():
+        return None
+    content: dict[str, Any] = json.loads(body)
+    return (content, digest) if content.pop("previous", None) == previous else None
+
+
+@dataclass(frozen=True)
+class LedgerContent:
+    """What a ledger says: its header, an entry per decision, and how many bytes of a torn last line were left out."""
+
+    header: dict[str, Any]
+    entries: list[dict[str, Any]]
+    torn: int
+    last_hash: str
+
+
+def read_ledger(path: Path) -> LedgerContent:
+    """Read and verify a ledger.
+
+    Raises ``LedgerError`` if it is missing, holds no header, or a line is not as it was written; the message names the
+    line. A last line without its end is not an error: the process was killed while writing it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as problem:
+        raise LedgerError(f"cannot read ledger {path}: {problem.strerror}") from None
+    *lines, tail = content.split(b"\n")
+    if _end_changed(tail):
+        raise LedgerError(f"{path}, line {len(lines) + 1} was changed: it lacks its line end")
+    found, previous = [], GENESIS
+    for number, line in enumerate(lines, start=1):
+        opened = _unseal(line + b"\n", previous)
+        if opened is None:
+            raise LedgerError(f"{path}, line {number} was changed: it does not match its hash or the line before")
+        entry, previous = opened
+        found.append(entry)
+    if not found or found[0].get("format") != FORMAT:
+        raise LedgerError(f"{path} holds no header of format {FORMAT}")
+    return LedgerContent(found[0], found[1:], len(tail), previous)
+
+
+def _end_changed(tail: bytes) -> bool:
+    """Whether what follows the last line end is a whole line whose own end became another byte."""
+    body, seal = tail[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-1]
+    return seal == _SEAL.format(hashlib.sha256(body + b"}").hexdigest()).encode()[:-1]
+
+
+class Ledger:
+    """Appends to one ledger. ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what a killed run left."""
+
+    def __init__(self, path: Path, last_hash: str) -> None:
+        self.path, self._last = path, last_hash
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
+        """A new ledger with its header. Raises ``LedgerError`` if the file exists."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line, digest = _seal(as_json_value({"format": FORMAT, **header}), GENESIS)
+        # Under another name first: whoever kills us leaves no ledger or one with its header.
+        begun = path.with_name(f".{path.name}.{os.getpid()}")
+        begun.write_bytes(line)
+        try:
+            os.link(begun, path)
+        except FileExistsError:
+            raise LedgerError(f"{path} exists; a ledger is never overwritten") from None
+        finally:
+            begun.unlink()
+        return cls(path, digest)
+
+    @classmethod
+    def resume(cls, path: Path) -> "Ledger":
+        """Cut off a torn last line and go on after it. Raises ``LedgerError`` as ``read_ledger`` does."""
+        content = read_ledger(path)
+        if content.torn:
+            os.truncate(path, path.stat().st_size - content.torn)
+        return cls(path, content.last_hash)
+
+    def append(self, content: dict[str, Any]) -> None:
+        """Write one line, in one call, and hand it to the operating system."""
+        line, self._last = _seal(as_json_value(content), self._last)
+        file = os.open(self.path, os.O_APPEND | os.O_WRONLY)  # thousands of runs at once would exhaust open files
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+
+@lru_cache(maxsize=1024)
+def task_fingerprint(task: Task) -> str:
+    """SHA-256 of a task's model, data, initial scale and calibration."""
+    digest = hashlib.sha256(repr((task.model, task.initial_scale, task.calibration)).encode())
+    for name in SPLITS:
+        split = getattr(task, name)
+        digest.update(split.inputs.numpy().tobytes() + split.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on."""
+    return {
+        "python": platform.python_version(),
+        "loopwright": version("loopwright"),
+        "torch": version("torch"),
+        "observation": str(OBSERVATION_VERSION),
+    }
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who decides: a controller's name, the fingerprint of its policy, and the knobs it moves, where it has them."""
+
+    name: str = "unknown"
+    fingerprint: str | None = None
+    knobs: str | None = None
+    action: str | None = None
+
+
+class Recorder:
+    """Writes the ledgers of many lanes, one file per episode, into a folder."""
+
+    def __init__(self, folder: Path, author: Author, common: dict[str, Any]) -> None:
+        self._folder, self._author, self._common = folder, author, common
+        self._ledgers: dict[int, Ledger] = {}
+        self._decisions: dict[int, int] = {}
+
+    def begin(self, lane: int, task: Task, seed: int, plan: LoopPlan, budget: float) -> None:
+        """Start the ledger of an episode; a file name already taken gets a number."""
+        header = {
+            "task": task.name, "task_fingerprint": task_fingerprint(task), "seed": seed, "lane": lane,
+            "start": plan.as_json(), "budget": budget,
+            "target": None if task.calibration is None else task.calibration.target,
+            "author": asdict(self._author), "versions": versions(), **self._common,
+        }  # fmt: skip
+        name = f"{task.name.replace(':', '-')}-seed-{seed}"
+        for number in range(1, 1_000_000):
+            path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
+            try:
+                self._ledgers[lane] = Ledger.create(path, header)
+            except LedgerError:
+                continue
+            break
+        self._decisions[lane] = 0
+
+    def decision(self, lane: int, entry: dict[str, Any], ended: bool) -> None:
+        """Append a decision of an episode that has begun and not ended; those of other lanes are passed over."""
+        if lane in self._ledgers:
+            self._ledgers[lane].append({"decision": self._decisions[lane], **entry})
+            self._decisions[lane] += 1
+            if ended:
+                del self._ledgers[lane]
+
+
+def named_observation(row: torch.Tensor) -> dict[str, float]:
+    return dict(zip(OBSERVATION_NAMES, row.tolist(), strict=True))
