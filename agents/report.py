@@ -14,8 +14,7 @@ from rich.table import Table
 from loopwright.agents.competitors import geometric_cost
 from loopwright.agents.evaluation import RunRecord, as_json
 from loopwright.agents.statistics import Ratio, cost_ratio, hit_rate
-from loopwright.envs.knobs import KNOBS
-from loopwright.envs.render import plot_plan
+from loopwright.envs.render import changed_fields, plot_plan
 from loopwright.inner_tasks.task import get_task
 
 ALL_UNSEEN = "all unseen"
@@ -86,8 +85,9 @@ def ratio_table(evaluation: Evaluation) -> Table:
 
 def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -> None:
     """For each task a column: loss curves of the agent and of ``rival``, and the plan the agent chose over time."""
-    fields = [knob.field for knob in KNOBS.values()]
-    figure = Figure(figsize=(4.6 * len(tasks), 9), dpi=110, layout="constrained")
+    drawn = [r for r in evaluation.records if r.method == evaluation.agent and r.task in tasks]
+    fields = changed_fields([point["plan"] for run in drawn for point in run.trace])
+    figure = Figure(figsize=(4.6 * len(tasks), 4 + len(fields)), dpi=110, layout="constrained")
     grid = figure.subplots(
         1 + len(fields), len(tasks), sharex="col", squeeze=False, height_ratios=[4] + [1] * len(fields)
     )
@@ -111,7 +111,7 @@ def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -
         for axes, field in zip(column[1:], fields, strict=True):
             for run in agent_runs:
                 costs = [point["cost"] for point in run.trace]
-                plot_plan(axes, costs, [float(point["plan"][field]) for point in run.trace], field)
+                plot_plan(axes, costs, [point["plan"][field] for point in run.trace], field)
         column[-1].set_xlabel("cost (geq: samples forward and backward)")
     figure.suptitle(f"{evaluation.agent} and {rival}: loss, and the plan the {evaluation.agent} chose")
     figure.savefig(path)

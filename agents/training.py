@@ -44,7 +44,7 @@ class TrainingConfig:
     """Inner runs side by side."""
     suite: str = "train"
     """Suite to draw tasks from."""
-    knobs: str = "all"
+    knobs: str = "core"
     """Knob set, or knob names joined by "+"."""
     action: str = ""
     """discrete or box; empty takes what the algorithm supports."""

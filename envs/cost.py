@@ -35,7 +35,7 @@ class Cost:
 
 @lru_cache
 def measure_cost(model: ModelSpec) -> Cost:
-    """Count the FLOPs of one model's passes. First layers need no input gradient, a frozen prefix no backward at all."""
+    """Count the FLOPs of one model's passes. First layers need no input gradient, a frozen prefix no backward."""
     network = model.build()
     blocks = range(len(network))
     flops = {active: _count(network, model, active) for active in (*((b, len(network)) for b in blocks),

@@ -67,7 +67,7 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one decision brought, each ``[lanes]``: reward, outcome and verdict codes, target-split loss and accuracy."""
+    """What one decision brought, each ``[lanes]``: reward, outcome and verdict codes, target loss and accuracy."""
 
     reward: torch.Tensor
     outcome: torch.Tensor
@@ -244,7 +244,7 @@ class EpisodeBatch:
         self._best_states.restore(asked)
 
     def _keep_best(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
-        """Keep the states with the lowest loss the controller may know of: smoothed control loss, else training loss."""
+        """Keep the states of lowest loss that the controller may know of: smoothed control loss, or training loss."""
         if self._best_states is not None:
             known = self._observer.control_level if self.looks else loss
             better = fine & (known < self._best_seen)
@@ -277,7 +277,7 @@ class EpisodeBatch:
         """One line for every lane's ledger."""
         assert self._recorder is not None
         before, chosen = unstack_plans(found), unstack_plans(plans)
-        for lane in range(len(self.tasks)):
+        for lane in self._recorder.lanes:
             entry = {
                 "observation": named_observation(seen[lane]) if self.looks else None,
                 "action": None if actions is None else np.asarray(actions)[lane].tolist(),

@@ -101,7 +101,7 @@ def _end_changed(tail: bytes) -> bool:
 
 
 class Ledger:
-    """Appends to one ledger. ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what a killed run left."""
+    """Appends to one ledger: ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what is left of one."""
 
     def __init__(self, path: Path, last_hash: str) -> None:
         self.path, self._last = path, last_hash
@@ -178,6 +178,11 @@ class Recorder:
         self._ledgers: dict[int, Ledger] = {}
         self._decisions: dict[int, int] = {}
 
+    @property
+    def lanes(self) -> list[int]:
+        """The lanes whose episode has begun and not ended."""
+        return list(self._ledgers)
+
     def begin(self, lane: int, task: Task, seed: int, plan: LoopPlan, budget: float) -> None:
         """Start the ledger of an episode; a file name already taken gets a number."""
         header = {
@@ -197,12 +202,11 @@ class Recorder:
         self._decisions[lane] = 0
 
     def decision(self, lane: int, entry: dict[str, Any], ended: bool) -> None:
-        """Append a decision of an episode that has begun and not ended; those of other lanes are passed over."""
-        if lane in self._ledgers:
-            self._ledgers[lane].append({"decision": self._decisions[lane], **entry})
-            self._decisions[lane] += 1
-            if ended:
-                del self._ledgers[lane]
+        """Append a decision to the ledger of one of ``lanes``."""
+        self._ledgers[lane].append({"decision": self._decisions[lane], **entry})
+        self._decisions[lane] += 1
+        if ended:
+            del self._ledgers[lane]
 
 
 def named_observation(row: torch.Tensor) -> dict[str, float]:

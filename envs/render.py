@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from loopwright.envs.knobs import KNOBS
+from loopwright.envs.plan import CHOICES
 from loopwright.inner_tasks.task import Task
 
-LOGARITHMIC = ("learning_rate", "clip", "batch")
+LOGARITHMIC = ("learning_rate", "clip", "batch", "keep", "echo")
 
 
 class Frame(NamedTuple):
@@ -23,10 +24,19 @@ class Frame(NamedTuple):
     plan: dict[str, Any]
 
 
-def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[float], field: str) -> None:
+def changed_fields(plans: Sequence[dict[str, Any]]) -> list[str]:
+    """The fields that knobs move and that differ among these plans; the learning rate in any case."""
+    fields = [knob.field for knob in KNOBS.values()]
+    return [f for f in fields if f == "learning_rate" or len({plan[f] for plan in plans}) > 1]
+
+
+def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: str) -> None:
     """One field of the plan as steps over the cost; a threshold that is off (infinite) leaves a gap."""
-    finite = np.where(np.isfinite(values), values, np.nan)
-    axes.step(costs, finite, where="pre")
+    if field in CHOICES:
+        values = [CHOICES[field].index(value) for value in values]
+        axes.set_yticks(range(len(CHOICES[field])), CHOICES[field])
+    numbers = np.asarray(values, dtype=float)
+    axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre")
     if field in LOGARITHMIC:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -37,7 +47,7 @@ def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[float], field:
 
 def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[np.uint8]:
     """An image ``[600, 800, 3]`` of the run so far."""
-    fields = [knob.field for knob in KNOBS.values()]
+    fields = changed_fields([frame.plan for frame in frames])
     figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     rows = figure.subplots(1 + len(fields), 1, sharex=True, height_ratios=[4] + [1] * len(fields))
@@ -52,7 +62,7 @@ def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[
         rows[0].plot(costs, [frame.loss for frame in frames], marker=".")
         rows[0].set_yscale("log")
         for axes, field in zip(rows[1:], fields, strict=True):
-            plot_plan(axes, costs, [float(frame.plan[field]) for frame in frames], field)
+            plot_plan(axes, costs, [frame.plan[field] for frame in frames], field)
     rows[-1].set_xlabel("cost (geq)", fontsize=8)
     canvas.draw()  # type: ignore[no-untyped-call]
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

@@ -87,8 +87,8 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
 
     ## Guard
 
-    When a loss, gradient or step is not finite, or the loss or the gradient norm jumps far above its average, the run is
-    brought back to its last good snapshot and the learning rate halved, `settings.guard` times an episode at most
+    When a loss, gradient or step is not finite, or the loss or the gradient norm jumps far above its average, the run
+    is brought back to its last good snapshot and the learning rate halved, `settings.guard` times an episode at most
     (`envs.guard`). It shows in the observation (`restored`, `guard_left`), in `info["verdict"]` and in the ledger.
 
     ## Starting State

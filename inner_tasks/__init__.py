@@ -1,6 +1,6 @@
 """What is trained: tasks, the families they are drawn from, and the suites that give families a role."""
 
-from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec
+from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Transformer
 from loopwright.inner_tasks.suites import Suite, get_suite, suites
 from loopwright.inner_tasks.task import Calibration, Split, Task, TaskFamily, families, get_task, register
 
@@ -9,10 +9,12 @@ __all__ = [
     "Calibration",
     "ConvNet",
     "ModelSpec",
+    "RecurrentNet",
     "Split",
     "Suite",
     "Task",
     "TaskFamily",
+    "Transformer",
     "families",
     "get_suite",
     "get_task",

@@ -1,26 +1,41 @@
-"""Measure the engine: inner steps per second of Lanes against a plain PyTorch loop and the batched-matmul limit.
+"""Measure the engine, whether its costs are true, and what its guard is worth.
 
-All figures come from one run, on an MLP 64-32-32-10 with microbatches of 16; only their ratios travel between machines.
-The plain loop does the same work as a lane, telemetry included, with torch.optim.AdamW; the limit is nothing but the
-matrix products of one step, batched over the lanes.
+    loopwright bench                # inner steps per second of Lanes, and of what it could be compared with
+    loopwright bench --what cost    # predicted geq against the time ReferenceLoop takes, under depth and keep
+    loopwright bench --what guard   # a thousand wild runs, with the guard and without
+
+All figures come from one run; only their ratios travel between machines. engine: an MLP 64-32-32-10, microbatches of
+16. The plain loop does the same work as a lane, telemetry included, with torch.optim.AdamW; the limit is nothing but
+the matrix products of one step, batched over the lanes. cost: an MLP of 4 hidden layers of 1024, batch 256, where
+arithmetic dominates. guard: learning rates log-uniform in [1e-6, 1e3], then random actions on all knobs.
 """
 
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from loopwright.envs.episodes import DIVERGED, EpisodeBatch, EpisodeSettings
+from loopwright.envs.guard import FINE
+from loopwright.envs.knobs import KnobSet
 from loopwright.envs.lanes import Lanes, compiler_available
-from loopwright.envs.plan import LoopPlan, stack_plans
+from loopwright.envs.ledger import Author
+from loopwright.envs.plan import OPTIMIZERS, LoopPlan, stack_plans
 from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.reference import ReferenceLoop
+from loopwright.envs.telemetry import SUMS
+from loopwright.inner_tasks import MLP, Split
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Task, get_task
 from loopwright.scripts.run import run
@@ -37,10 +52,12 @@ NAMES = {
 
 @dataclass
 class Config:
+    what: Literal["engine", "cost", "guard"] = "engine"
+    """What to measure."""
     lanes: int = 256
-    """Runs side by side."""
+    """Runs side by side (engine); guard always takes 1000."""
     seconds: float = 4.0
-    """How long to time each, in all; the best of five stretches counts."""
+    """How long to time each, in all; the best of five stretches counts (engine and cost)."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -140,9 +157,86 @@ def measure(config: Config) -> dict[str, float]:
     return found
 
 
+def large_task() -> Task:
+    """Random data for a network on which arithmetic dominates: 4 hidden layers of 1024, microbatches of 256."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 1024, generator=generator)
+    split = Split(inputs, torch.randint(10, (256,), generator=generator))
+    return Task("large", MLP(1024, (1024,) * 4, 10), split, split, split, 10)
+
+
+def measure_costs(seconds: float) -> list[dict[str, float | str]]:
+    """For each plan: its cost as a ratio to the full plan's, as predicted in geq and as measured in time.
+
+    Plans take turns, so that a change in the machine's speed meets all of them.
+    """
+    blocks = 5
+    plans = {"full": LoopPlan()} | {f"depth {b} of {blocks}": LoopPlan(depth=b / blocks) for b in (4, 3, 2, 1)}
+    plans |= {f"keep {share}": LoopPlan(keep=share) for share in (0.5, 0.25, 0.125)}
+    loops = {name: ReferenceLoop(large_task(), 0, microbatch=256) for name in plans}
+    # An update passes over all parameters a dozen times, whatever the batch: one in 32 microbatches leaves arithmetic.
+    plans = {name: replace(plan, batch=32) for name, plan in plans.items()}
+    predicted = {name: loops[name].run(plan, 1)[SUMS.index("cost")].item() for name, plan in plans.items()}
+    times: dict[str, list[float]] = {name: [] for name in plans}
+    end = time.perf_counter() + seconds * len(plans)
+    while time.perf_counter() < end or len(times["full"]) < 3:
+        for name, plan in plans.items():
+            start = time.perf_counter()
+            loops[name].run(plan, 4)
+            times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(found) for name, found in times.items()}
+    rows: list[dict[str, float | str]] = []
+    for name in plans:
+        geq, measured = predicted[name] / predicted["full"], median[name] / median["full"]
+        rows.append({"plan": name, "predicted": geq, "measured": measured, "measured_over_predicted": measured / geq})
+    return rows
+
+
+def wild_runs(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict[str, int]:
+    """Runs with learning rates log-uniform in [1e-6, 1e3], then random actions on all knobs, for twelve decisions.
+
+    How many were ended by divergence, how many end with weights that are not finite, and how often the guard acted.
+    """
+    task, rng, knobs = get_task("breast-cancer:0"), np.random.default_rng(0), KnobSet("all")
+    settings = EpisodeSettings(guard=guard)
+    batch = EpisodeBatch(task, lanes, settings, rolls_back=True, ledgers=ledgers, author=Author("random actions"))
+    starts = [LoopPlan(OPTIMIZERS[i % 2], 10.0 ** rng.uniform(-6, 3)) for i in range(lanes)]
+    batch.begin(range(lanes), [task] * lanes, range(lanes), starts)
+    running, diverged, interventions = torch.ones(lanes, dtype=torch.bool), 0, 0
+    sizes = [len(knob.steps) for knob in knobs.knobs]
+    for _ in range(12):
+        actions = rng.integers(sizes, size=(lanes, len(sizes)))
+        decision = batch.decide(knobs.apply(actions, batch.plans, batch.step_ratio), actions)
+        interventions += int(((decision.verdict != FINE) & running).sum())
+        diverged += int(((decision.outcome == DIVERGED) & running).sum())
+        running &= ~decision.done
+    state = batch.lanes.state
+    finite = torch.stack([torch.isfinite(t).all(1) for t in (state.weights, state.average, state.momentum)]).all(0)
+    return {"runs": lanes, "diverged": diverged, "not_finite": int((~finite).sum()), "interventions": interventions}
+
+
+def print_rows(title: str, rows: list[dict[str, float | str]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(title=title)
+    for heading in rows[0]:
+        table.add_column(heading.replace("_", " "))
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
 def main(config: Config) -> None:
     if config.lanes < 1 or config.seconds <= 0:
         raise LoopwrightError(f"lanes and seconds must be above 0, got {config.lanes} and {config.seconds}")
+    if config.what == "cost":
+        print_rows("cost of a plan, as a ratio to the full one", measure_costs(config.seconds), config.json)
+        return
+    if config.what == "guard":
+        guarded: dict[str, float | str] = {"guard": "on", **wild_runs(EpisodeSettings().guard)}
+        print_rows("wild runs", [guarded, {"guard": "off", **wild_runs(0)}], config.json)
+        return
     found = measure(config)
     if config.json:
         ratios = {"compiled_over_plain": found.get("lanes_compiled", 0) / found["plain_loop"],

@@ -41,12 +41,21 @@ class Config:
     """Paired seeds per task."""
     lanes: int = 128
     """Inner runs side by side."""
+    ledgers: bool = False
+    """Write an audit log of every run of the saved policies, to ledgers/ in the folder."""
     json: bool = False
     """Print the result as JSON instead of a table."""
 
 
-def evaluate(agents: list[Controller], suites: tuple[str, ...], seeds: int, lanes: int, show: bool) -> Evaluation:
-    """Run the agents and every tuned competitor on the suites' tasks."""
+def evaluate(
+    agents: list[Controller],
+    suites: tuple[str, ...],
+    seeds: int,
+    lanes: int,
+    show: bool,
+    ledgers: Path | None = None,
+) -> Evaluation:
+    """Run the agents and every tuned competitor on the suites' tasks; ``ledgers`` is a folder for the agents' logs."""
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     names = [name for tasks in members.values() for name in tasks]
     run_seeds = [1_000_000 + i for i in range(seeds)]
@@ -62,7 +71,8 @@ def evaluate(agents: list[Controller], suites: tuple[str, ...], seeds: int, lane
                 compile = compiler and len(shape_tasks) * seeds >= lanes
                 records += run_controller(
                     controller, get_tasks(shape_tasks), run_seeds, EpisodeSettings(compile=compile), lanes=lanes,
-                    traced=traced, on_run=lambda _: bar.update(),
+                    traced=traced, ledgers=ledgers / controller.name if ledgers and controller in agents else None,
+                    on_run=lambda _: bar.update(),
                 )  # fmt: skip
     return Evaluation(agents[0].name, tuple(records), members)
 
@@ -98,7 +108,8 @@ def main(config: Config) -> None:
         raise LoopwrightError("give at least one bundle to evaluate")
     names = ["agent"] if len(bundles) == 1 else [f"agent {i}" for i in range(1, len(bundles) + 1)]
     agents: list[Controller] = [replace(bundle, name=name) for bundle, name in zip(bundles, names, strict=True)]
-    evaluation = evaluate(agents, config.suites, config.seeds, config.lanes, show=not config.json)
+    ledgers = config.folder / "ledgers" if config.ledgers else None
+    evaluation = evaluate(agents, config.suites, config.seeds, config.lanes, show=not config.json, ledgers=ledgers)
     provenance: dict[str, object] = {"bundles": [{"path": str(p), **b.training} for p, b in
                                                  zip(config.bundles, bundles, strict=True)]}  # fmt: skip
     report(evaluation, config.folder, provenance, config.json)

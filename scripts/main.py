@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a controller on a suite",
     "evaluate": "evaluate saved policies against tuned competitors",
     "tasks": "list the task families",
+    "replay": "execute an audit log again, or show it",
     "bench": "measure the engine's speed",
     "calibrate": "find the targets of a suite's tasks",
     "tune": "tune the competitors on the training suite",

@@ -18,15 +18,15 @@ def compile_where_possible() -> bool:
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
+    """The exit status: what ``main`` returns, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
     name = Path(str(module.__file__)).stem
     config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments)
     try:
-        module.main(config)
+        status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0

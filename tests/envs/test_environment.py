@@ -13,6 +13,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import loopwright
+from loopwright.envs.knobs import KNOBS
+from loopwright.envs.observation import FEATURES, OBSERVATION_NAMES
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
 from loopwright.inner_tasks.errors import InvalidActionError, LoopwrightError, UncalibratedTaskError
@@ -71,8 +73,8 @@ def test_same_seed_same_trajectory_across_processes() -> None:
 
 def test_a_vector_of_environments_is_the_environments() -> None:
     hard = ["mixtures:100000"]  # nothing hits it so soon
-    vector = TrainingLoopVectorEnv(3, tasks=hard)
-    singles = [TrainingLoopEnv(tasks=hard) for _ in range(3)]
+    vector = TrainingLoopVectorEnv(3, tasks=hard, knobs="core")
+    singles = [TrainingLoopEnv(tasks=hard, knobs="core") for _ in range(3)]
     seen, _ = vector.reset(seed=5)
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(seen, [env.reset(seed=5 + i)[0] for i, env in enumerate(singles)], atol=1e-5)
@@ -100,7 +102,9 @@ def test_next_step_autoreset() -> None:
             finished += 1
             assert after[1][i] == 0.0
             assert not after[2][i]
-            assert after[0][i, 19] == pytest.approx(1, abs=0.02)  # budget_left: a fresh episode
+            assert after[0][i, OBSERVATION_NAMES.index("budget_left")] == pytest.approx(
+                1, abs=0.02
+            )  # budget_left: a fresh episode
             assert after[4]["outcome"][i] == "running"
             assert before[4]["outcome"][i] in ("hit", "miss", "diverged")
     assert finished > 0
@@ -115,7 +119,7 @@ def test_same_step_autoreset() -> None:
             assert info["_final_obs"][i]
             assert info["final_obs"][i] in envs.single_observation_space
             assert info["final_info"]["outcome"][i] in ("hit", "miss", "diverged")
-            assert observation[i, 19] == pytest.approx(1, abs=0.02)
+            assert observation[i, OBSERVATION_NAMES.index("budget_left")] == pytest.approx(1, abs=0.02)
             assert info["final_obs"][i][19] < 0.9
     assert finished > 0
 
@@ -154,7 +158,7 @@ def test_render_draws_the_run() -> None:
     env.reset(seed=0)
     empty = env.render()
     for _ in range(3):
-        env.step(np.array([4, 1, 0, 1, 2]))
+        env.step(np.full(len(env.knobs.knobs), 1))
     drawn = env.render()
     assert drawn is not None
     assert drawn.shape == (600, 800, 3)
@@ -174,7 +178,7 @@ def test_bad_requests_say_what_is_accepted() -> None:
             TrainingLoopVectorEnv(**kwargs)  # type: ignore[arg-type]
     with pytest.raises(UncalibratedTaskError, match="no calibrated target"):
         TrainingLoopEnv(tasks=[loopwright.get_task("breast-cancer:0").with_calibration(None)])
-    env = TrainingLoopEnv(**QUICK)
+    env = TrainingLoopEnv(knobs="core", **QUICK)
     with pytest.raises(LoopwrightError, match="before reset"):
         env.step(np.array([2, 1, 2, 1, 1]))
     env.reset(seed=0, options={"task": "breast-cancer:1"})
@@ -184,3 +188,20 @@ def test_bad_requests_say_what_is_accepted() -> None:
         env.reset(options={"tsak": 1})
     with pytest.raises(LoopwrightError, match="SAME_STEP"):
         SB3VecEnv(TrainingLoopVectorEnv(1, **QUICK))
+
+
+def test_the_environments_page_names_every_knob_and_feature() -> None:
+    page = TrainingLoopEnv.__doc__ or ""
+    for knob in KNOBS.values():
+        assert f"| `{knob.name}` | {knob.about} | {knob.source} |" in page
+    for feature in FEATURES:
+        assert f"| `{feature.name}` |" in page
+    assert "{" not in page
+
+
+def test_the_knob_sets_have_their_environments() -> None:
+    sets = {"lr-momentum": 2, "clip": 1, "core": 5, "loop": 9, "all": len(KNOBS)}
+    assert set(loopwright.ENVIRONMENT_IDS.values()) == set(sets)
+    for env_id, name in loopwright.ENVIRONMENT_IDS.items():
+        env = gym.make(env_id, **QUICK)
+        assert env.action_space.shape == (sets[name],)

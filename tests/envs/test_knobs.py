@@ -23,18 +23,19 @@ def moved(knobs: str, action: list[int], plan: LoopPlan | None = None) -> LoopPl
 def test_the_middle_action_leaves_the_plan_bit_identical(name: str, action: str) -> None:
     knobs = KnobSet(name, action)
     plans = stack_plans([LoopPlan(learning_rate=0.00123, momentum=0.77, clip=1.7, batch=3, average=32.0)])
-    still = (
-        np.array([[len(k.steps) // 2 for k in knobs.knobs]])
-        if action == "discrete"
-        else np.zeros((1, len(knobs.knobs)))
-    )
+    still = np.array([[k.still for k in knobs.knobs]]) if action == "discrete" else np.zeros((1, len(knobs.knobs)))
     assert torch.equal(knobs.apply(still, plans), plans)
 
 
 def test_each_knob_moves_its_field_and_no_other() -> None:
     for name, knob in KNOBS.items():
-        plan = LoopPlan(clip=1.0, batch=4, average=32.0)
-        for action in (0, len(knob.steps) - 1):
+        plan = LoopPlan(
+            clip=1.0, batch=4, average=32.0, weight_decay=0.01, depth=0.5, keep=0.5, echo=2,
+            optimizer="adamw" if name != "optimizer" else "sgd",
+        )  # fmt: skip
+        for action in {0, len(knob.steps) - 1} - {knob.still}:
+            if name == "optimizer" and action == 0:
+                continue  # sgd is the lowest rung
             before, after = stack_plans([plan])[:, 0], stack_plans([moved(name, [action], plan)])[:, 0]
             changed = {field for field, row in ROW.items() if not torch.isclose(before[row], after[row])}
             assert changed == {knob.field}
@@ -47,6 +48,41 @@ def test_known_steps() -> None:
     assert moved("average", [2]).average == 32
     assert moved("clip", [0]).clip == pytest.approx(8)
     assert moved("clip", [4], LoopPlan(clip=16.0)).clip == math.inf
+    assert moved("weight_decay", [2]).weight_decay == pytest.approx(1e-3)
+    assert moved("weight_decay", [0], LoopPlan(weight_decay=1e-3)).weight_decay == 0
+    assert moved("optimizer", [0]).optimizer == "sgd"
+    assert moved("depth", [0]).depth == 0.75
+    assert moved("keep", [0]).keep == 0.5
+    assert moved("order", [2]).order == "hard-first"
+    assert moved("echo", [2]).echo == 2
+    assert moved("sweep", [0]).sweep == "top-down"
+
+
+def test_a_rollback_is_asked_for_once() -> None:
+    asked = moved("rollback", [1])
+    assert asked.rollback
+    assert not moved("rollback", [0], asked).rollback
+    assert KnobSet("all").rolls_back
+    assert not KnobSet("core").rolls_back
+
+
+def test_a_switch_of_optimizer_takes_the_learning_rate_along() -> None:
+    ratio = torch.tensor([50.0])
+    plans = stack_plans([LoopPlan(learning_rate=2e-3)])
+    sgd = KnobSet("lr+optimizer").apply([[2, 0]], plans, lambda: ratio)
+    assert sgd[ROW["learning_rate"]].item() == pytest.approx(0.1)
+    assert KnobSet("lr+optimizer").apply([[2, 2]], sgd, lambda: ratio)[ROW["learning_rate"]].item() == pytest.approx(
+        2e-3
+    )
+
+
+def unasked() -> torch.Tensor:
+    raise AssertionError("nothing was switched")
+
+
+def test_without_a_switch_the_step_ratio_is_not_even_computed() -> None:
+    plans = stack_plans([LoopPlan()])
+    assert torch.equal(KnobSet("optimizer").apply([[1]], plans, unasked), plans)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, len(k.steps) - 1) for k in KNOBS.values()]), min_size=1, max_size=40))
@@ -62,7 +98,7 @@ def test_any_sequence_of_actions_stays_in_bounds_and_valid(actions: list[tuple[i
 @given(st.sampled_from(list(KNOBS.values())), st.floats(0, 1))
 def test_encodings_invert(knob: object, share: float) -> None:
     encoded = torch.tensor([knob.low + share * (knob.high - knob.low)])  # type: ignore[attr-defined]
-    if knob.field in ("batch", "average"):  # type: ignore[attr-defined]
+    if knob.whole:  # type: ignore[attr-defined]
         encoded = encoded.round()
     torch.testing.assert_close(knob.encode(knob.decode(encoded)).clamp(max=knob.high), encoded, rtol=1e-3, atol=1e-3)  # type: ignore[attr-defined]
 

@@ -1,6 +1,7 @@
 """The observation: named, bounded, finite, and blind to the scale of the loss."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,18 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
+from loopwright.envs.knobs import KNOBS, KnobSet
 from loopwright.envs.observation import FEATURES, LIMIT, OBSERVATION_NAMES, Observer
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.telemetry import SUMS, summarise
 from loopwright.inner_tasks import Split, Task
-from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
 
-LOSS_OR_GRADIENT = [name for name, _ in FEATURES if name not in ("clip_margin",)]
+BLIND = {
+    kind: [f.name for f in FEATURES if f.invariance in kinds]
+    for kind, kinds in (("scale", ("scale", "affine")), ("affine", ("affine",)))
+}
 
 
 def make_sums(loss: float, norm: float, updates: int = 8, ticks: int = 16) -> torch.Tensor:
     values = {
-        "ticks": ticks, "loss": loss * ticks, "loss_square": 1.1 * loss**2 * ticks,
+        "ticks": ticks, "cost": 16.0 * ticks, "loss": loss * ticks, "loss_square": 1.1 * loss**2 * ticks,
+        "gradient_dot": 0.3 * norm**2 * updates, "turn": 0.7 * norm**2 * updates, "slope": 0.4 * norm**2 * updates,
         "microbatch_square": 2 * norm**2 * ticks, "updates": updates, "gradient_square": norm**2 * updates,
         "log_gradient_norm": math.log(norm) * updates,
         "log_gradient_norm_square": (math.log(norm) ** 2 + 0.1) * updates,
@@ -30,24 +36,115 @@ def make_sums(loss: float, norm: float, updates: int = 8, ticks: int = 16) -> to
     return torch.tensor([[values[name]] for name in SUMS])
 
 
-def observe_run(losses: list[float], scale: float) -> torch.Tensor:
+def observe_run(losses: list[float], scale: float, shift: float = 0.0) -> torch.Tensor:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.3 * scale]), [0.5 * scale])
+    observer.begin([0], torch.tensor([2.3 * scale + shift]), [0.5 * scale + shift])
     plans, everyone = stack_plans([LoopPlan()]), torch.ones(1, dtype=torch.bool)
     seen = []
     for step, loss in enumerate(losses):
-        telemetry = summarise(make_sums(loss * scale, 0.5 * loss * scale))
+        telemetry = summarise(make_sums(loss * scale + shift, 0.5 * loss * scale))
         left = torch.tensor([1 - step / len(losses)])
-        seen.append(observer.observe(telemetry, torch.tensor([1.1 * loss * scale]), plans, left, everyone))
+        control = torch.tensor([1.1 * loss * scale + shift])
+        seen.append(observer.observe(telemetry, control, plans, left, everyone))
     return torch.cat(seen)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=12), st.sampled_from([1e-3, 10.0, 1e3]))
 def test_scaling_the_loss_changes_nothing(losses: list[float], scale: float) -> None:
-    columns = [OBSERVATION_NAMES.index(name) for name in LOSS_OR_GRADIENT]
+    columns = [OBSERVATION_NAMES.index(name) for name in BLIND["scale"]]
+    assert len(columns) >= 22
     plain, scaled = observe_run(losses, 1.0)[:, columns], observe_run(losses, scale)[:, columns]
     torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-3)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.sampled_from([0.5, 2.0]), st.sampled_from([0.0, 3.0]))
+def test_the_zscores_are_blind_to_a_shift_as_well(tenths: list[int], scale: float, shift: float) -> None:
+    losses = [value / 10 for value in tenths]
+    columns = [OBSERVATION_NAMES.index(name) for name in BLIND["affine"]]
+    assert len(columns) == 2
+    plain, moved = observe_run(losses, 1.0)[:, columns], observe_run(losses, scale, shift)[:, columns]
+    torch.testing.assert_close(plain, moved, rtol=2e-2, atol=5e-2)
+
+
+def one_feature(name: str, sums: list[torch.Tensor]) -> float:
+    observer = Observer(1)
+    observer.begin([0], torch.tensor([2.0]), [0.5])
+    for entry in sums:
+        seen = observer.observe(
+            summarise(entry), torch.tensor([1.0]), stack_plans([LoopPlan(clip=2.0)]), torch.ones(1),
+            torch.ones(1, dtype=torch.bool),
+        )  # fmt: skip
+    return seen[0, OBSERVATION_NAMES.index(name)].item()
+
+
+def changed(sums: torch.Tensor, **values: float) -> torch.Tensor:
+    sums = sums.clone()
+    for name, value in values.items():
+        sums[SUMS.index(name)] = value
+    return sums
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.01, 100))
+def test_the_noise_scale_is_noise_over_signal(signal: float, square: float) -> None:
+    sums = changed(make_sums(1.0, 1.0), gradient_square=8 * square, gradient_dot=8 * square * signal)
+    assert one_feature("gradient_noise_scale", [sums]) == pytest.approx(math.log((1 - signal) / signal), abs=1e-3)
+
+
+@given(st.floats(-3, 3), st.floats(0.01, 100))
+def test_curvature_is_the_turn_over_the_slope(curvature: float, slope: float) -> None:
+    sums = changed(make_sums(1.0, 1.0), turn=curvature * slope, slope=slope)
+    assert one_feature("curvature", [sums]) == pytest.approx(curvature, abs=1e-3)
+
+
+@given(st.floats(0.01, 50))
+def test_the_clip_margin_compares_threshold_and_norm(norm: float) -> None:
+    expected = min(max(math.log(2.0 / norm), -LIMIT), LIMIT)
+    assert one_feature("clip_margin", [make_sums(1.0, norm)]) == pytest.approx(expected, abs=1e-3)
+
+
+@given(st.floats(0.1, 10), st.floats(1.01, 3))
+def test_trends_tell_rising_from_falling_on_every_timescale(loss: float, factor: float) -> None:
+    for speed in ("fast", "slow", "long"):
+        name = f"train_trend_{speed}"
+        rising = one_feature(name, [make_sums(loss, 1.0), make_sums(loss * factor, 1.0)])
+        falling = one_feature(name, [make_sums(loss, 1.0), make_sums(loss / factor, 1.0)])
+        assert rising > 0 > falling
+    assert one_feature("train_trend_long", [make_sums(loss, 1.0), make_sums(loss * factor, 1.0)]) >= one_feature(
+        "train_trend_fast", [make_sums(loss, 1.0), make_sums(loss * factor, 1.0)]
+    )
+
+
+@given(st.floats(0.05, 5), st.floats(0.05, 5))
+def test_gap_and_distances_are_logarithms_of_ratios(train: float, control: float) -> None:
+    observer = Observer(1)
+    observer.begin([0], torch.tensor([2.0]), [0.5])
+    sums = summarise(changed(make_sums(train, 1.0), loss_square=16 * 1.25 * train**2))
+    seen = observer.observe(sums, torch.tensor([control]), stack_plans([LoopPlan()]), torch.ones(1),
+                            torch.ones(1, dtype=torch.bool))  # fmt: skip
+    value = dict(zip(OBSERVATION_NAMES, seen[0].tolist(), strict=True))
+    assert value["generalisation_gap"] == pytest.approx(math.log(control / train), abs=1e-3)
+    assert value["target_distance"] == pytest.approx(math.log(control / 0.5), abs=1e-3)
+    assert value["loss_noise"] == pytest.approx(0.5, abs=1e-3)
+    assert value["control_from_best"] == pytest.approx(max(0.0, math.log(control / 2.0)), abs=1e-3)
+
+
+def quadratic_run(curvature: float, rate: float) -> float:
+    """The curvature feature of gradient descent on curvature / 2 x^2, told by its gradients."""
+    x, turn, slope = 1.0, 0.0, 0.0
+    for _ in range(8):
+        gradient = curvature * x
+        after = x - rate * gradient
+        turn += (gradient - curvature * after) * gradient
+        slope += gradient * gradient
+        x = after
+    return one_feature("curvature", [changed(make_sums(1.0, 1.0), turn=turn, slope=slope)])
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 2.4))
+def test_on_a_quadratic_curvature_is_the_eigenvalue_times_the_rate(curvature: float, edge: float) -> None:
+    assert quadratic_run(curvature, edge / curvature) == pytest.approx(edge, rel=1e-2)
 
 
 @settings(max_examples=40)
@@ -75,6 +172,49 @@ def test_names_match_the_columns_and_a_missing_target_is_flagged() -> None:
     assert value["target_depth"].tolist() == pytest.approx([math.log(2), 0])
     assert value["budget_left"].tolist() == [1, 1]
     assert value["plan_clip"].tolist() == [1, 1]
+    assert {f.name for f in FEATURES} | {f"plan_{knob}" for knob in KNOBS} == set(OBSERVATION_NAMES)
+
+
+def test_what_the_guard_undid_is_forgotten() -> None:
+    observer = Observer(1)
+    observer.begin([0], torch.tensor([2.0]), [0.5])
+    plans, everyone = stack_plans([LoopPlan()]), torch.ones(1, dtype=torch.bool)
+
+    def see(loss: float, undone: bool) -> dict[str, float]:
+        row = observer.observe(summarise(make_sums(loss, 1.0)), torch.tensor([loss]), plans, torch.ones(1), everyone,
+                               torch.tensor([undone]), torch.tensor([0.6]))  # fmt: skip
+        return dict(zip(OBSERVATION_NAMES, row[0].tolist(), strict=True))
+
+    see(1.0, False)
+    calm = see(1.0, False)
+    ruined = see(math.nan, True)
+    assert (ruined["restored"], ruined["guard_left"]) == (1, pytest.approx(0.6))
+    for name in ("train_progress", "control_progress", "gradient_level", "curvature"):
+        assert ruined[name] == calm[name]
+    assert ruined["decisions"] > calm["decisions"]
+
+
+@pytest.mark.parametrize("ruin", ["random actions", "exploding", "zero gradient", "constant loss"])
+def test_observations_of_real_runs_are_finite_and_bounded(ruin: str, small_task: Task) -> None:
+    task, plan = small_task, LoopPlan(batch=1)
+    if ruin == "exploding":
+        plan = LoopPlan(optimizer="sgd", learning_rate=1e12, batch=1)
+    elif ruin in ("zero gradient", "constant loss"):
+        # inputs of 0 leave only biases a gradient, a learning rate of 0 the loss as it is
+        blank = Split(torch.zeros_like(task.train.inputs), task.train.labels)
+        task = replace(task, train=blank, control=Split(torch.zeros_like(task.control.inputs), task.control.labels))
+        plan = LoopPlan(learning_rate=0.0 if ruin == "constant loss" else 1e-3, batch=16)
+    knobs, rng = KnobSet("all"), np.random.default_rng(0)
+    for guard in (0, 5):
+        batch = EpisodeBatch(task, 4, EpisodeSettings(guard=guard), rolls_back=True)
+        batch.begin(range(4), [task] * 4, range(4), [plan] * 4)
+        for _ in range(8):
+            assert torch.isfinite(batch.observation).all()
+            assert batch.observation.abs().max() <= LIMIT
+            sizes = [len(knob.steps) for knob in knobs.knobs]
+            actions = rng.integers(sizes, size=(4, len(sizes)))
+            moved = knobs.apply(actions, batch.plans, batch.step_ratio)
+            batch.decide(moved if ruin == "random actions" else batch.plans)
 
 
 def run_observations(task: Task) -> np.ndarray:
@@ -109,3 +249,7 @@ def test_bad_settings_are_refused() -> None:
         EpisodeSettings(ticks_per_decision=0)
     with pytest.raises(LoopwrightError, match="budget_factor"):
         EpisodeSettings(budget_factor=math.inf)
+    with pytest.raises(LoopwrightError, match="guard must be 0 or more, got -1"):
+        EpisodeSettings(guard=-1)
+    with pytest.raises(UnknownNameError, match="unknown reward 'fame'; known: progress"):
+        EpisodeSettings(reward="fame")

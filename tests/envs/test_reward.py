@@ -11,7 +11,7 @@ from loopwright.envs.calibration import Calibrator, held, search_space
 from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import DIVERGED, HIT, MISS, EpisodeBatch, EpisodeSettings
 from loopwright.envs.plan import LoopPlan
-from loopwright.envs.reward import ProgressMeter
+from loopwright.envs.reward import REWARDS, Judgement, ProgressMeter
 from loopwright.inner_tasks import MLP, Calibration, ConvNet, Task, get_task
 from loopwright.inner_tasks.errors import UncalibratedTaskError
 
@@ -45,8 +45,8 @@ def test_a_short_curve_beside_a_long_one() -> None:
     assert meter.phi(torch.tensor([1.25, 1.5])).tolist() == pytest.approx([0.75, 0.375])
 
 
-def episode_return(task: Task, plan: LoopPlan) -> tuple[float, EpisodeBatch, int]:
-    batch = EpisodeBatch(task, 1, EpisodeSettings())
+def episode_return(task: Task, plan: LoopPlan, reward: str = "progress") -> tuple[float, EpisodeBatch, int]:
+    batch = EpisodeBatch(task, 1, EpisodeSettings(reward=reward, guard=0))
     batch.begin([0], [task], [5], [plan])
     total = 0.0
     while True:
@@ -62,6 +62,32 @@ def test_the_return_of_a_hit_is_one_minus_the_share_of_the_budget(small_task: Ta
     assert outcome == HIT
     assert total == pytest.approx(1 - float(batch.cost[0] / batch.budget[0]), abs=1e-5)
     assert batch.hit_cost[0] < batch.cost[0]  # two evaluations in a row, charged to the first
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_every_reward_prefers_the_faster_run(reward: str, small_task: Task) -> None:
+    easy = small_task.with_calibration(Calibration(0.4, 3000.0, ((500.0, 0.65), (3000.0, 0.4))))
+    fast, slow, never = (episode_return(easy, LoopPlan(learning_rate=rate), reward)[0] for rate in (1e-2, 1e-3, 1e-7))
+    assert fast > slow > never
+    if reward == "anytime":
+        assert 0 <= never < fast <= 1
+    if reward == "time":
+        total, batch, _ = episode_return(easy, LoopPlan(learning_rate=1e-2), reward)
+        assert total == pytest.approx(1 - float(batch.cost[0] / batch.budget[0]), abs=1e-5)
+        assert never == pytest.approx(-1, abs=1e-5)
+
+
+def test_anytime_is_the_mean_progress_over_the_budget() -> None:
+    def earned(phi: float, share: float, spent: float, hit: bool = False, diverged: bool = False) -> float:
+        values = (torch.tensor([v]) for v in (0.0, phi, share, spent))
+        return REWARDS["anytime"](Judgement(*values, torch.tensor([hit]), torch.tensor([diverged]))).item()
+
+    assert earned(0.5, 0.1, 0.3) == pytest.approx(0.05)
+    assert earned(1.0, 0.1, 0.3, hit=True) == pytest.approx(0.8)
+    assert earned(0.5, 0.1, 0.3, diverged=True) == pytest.approx(0.05)
+    assert REWARDS["time"](
+        Judgement(*(torch.tensor([v]) for v in (0.0, 0.5, 0.1, 0.3)), torch.tensor([False]), torch.tensor([True]))
+    ).item() == pytest.approx(-0.8)
 
 
 def test_a_miss_and_a_divergence_are_worth_their_progress_less_the_whole_budget(small_task: Task) -> None:
@@ -81,6 +107,10 @@ def test_cost_counts_flops() -> None:
     forward, first = 2 * (64 * 32 + 32 * 32 + 32 * 10), 2 * 64 * 32
     assert mlp.flops == 3 * forward - first  # the first layer needs no input gradient
     assert mlp.forward == pytest.approx(forward / mlp.flops)
+    last = 2 * 32 * 10
+    assert mlp.path == pytest.approx((1, (3 * forward - first - first - 2 * 32 * 32) / mlp.flops,
+                                      (forward + last) / mlp.flops))  # fmt: skip
+    assert mlp.single[0] == pytest.approx((forward + last + 2 * 32 * 32 + first) / mlp.flops)
     assert 0.3 < measure_cost(ConvNet(8, (8, 16), 10)).forward < 0.45
 
 

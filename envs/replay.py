@@ -1,0 +1,125 @@
+"""Executes a ledger again, and says line by line whether it comes out the same.
+
+The run is set up as its header says (task, seed, engine, number of lanes, threads) and given the recorded plans; what
+it then writes is compared with what was written. On the machine that wrote it, with the same versions, it is exact.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
+from loopwright.envs.knobs import KnobSet
+from loopwright.envs.lanes import compiler_available
+from loopwright.envs.ledger import Author, LedgerContent, read_ledger, task_fingerprint, versions
+from loopwright.envs.plan import LoopPlan, stack_plans, unstack_plans
+from loopwright.inner_tasks.errors import LedgerError
+from loopwright.inner_tasks.task import Task, get_task
+
+# What a decision is compared in. Its number, action and plan are what is executed.
+COMPARED = ("observation", "plan_before", "verdict", "telemetry", "cost", "reward", "loss", "accuracy", "outcome")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An entry of a line that came out otherwise."""
+
+    name: str
+    recorded: Any
+    replayed: Any
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of it: the differences of each decision, and what about this machine may explain them."""
+
+    ledger: LedgerContent
+    differences: list[list[Difference]]
+    notes: list[str]
+
+    @property
+    def exact(self) -> bool:
+        return not any(self.differences)
+
+
+def ledger_task(content: LedgerContent, task: Task | None = None) -> Task:
+    """The task a ledger was written on: ``task`` if given, else the registered one of that name.
+
+    Raises ``LedgerError`` if its data or model are not the same.
+    """
+    header = content.header
+    task = task or get_task(header["task"])
+    if task_fingerprint(task) != header["task_fingerprint"]:
+        raise LedgerError(f"task {task.name} is not the one the ledger was written on: its fingerprint differs")
+    return task
+
+
+def ledger_plans(content: LedgerContent) -> list[LoopPlan]:
+    return [LoopPlan.from_json(entry["plan"]) for entry in content.entries]
+
+
+def replay(path: Path, task: Task | None = None) -> Replay:
+    """Execute the ledger at ``path`` again.
+
+    ``task`` is needed for one that is not in the registry. Raises ``LedgerError`` if the ledger was altered, the task
+    is another, or the run was compiled and there is no compiler here.
+    """
+    content = read_ledger(path)
+    header, task = content.header, ledger_task(content, task)
+    settings = EpisodeSettings(**header["settings"])
+    if settings.compile and not compiler_available():
+        raise LedgerError(f"{path} was written by a compiled loop, and there is no C++ compiler here")
+    notes = [
+        f"written with {name} {written}, replayed with {versions()[name]}"
+        for name, written in header["versions"].items()
+        if versions()[name] != written
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(header["threads"])
+    try:
+        with TemporaryDirectory() as folder:
+            forged = _execute(content, task, settings, Path(folder))
+            (again,) = Path(folder).iterdir()
+            replayed = read_ledger(again).entries
+    finally:
+        torch.set_num_threads(threads)
+    differences = [
+        wrong + _compare(old, new) for old, new, wrong in zip(content.entries, replayed, forged, strict=True)
+    ]
+    return Replay(content, differences, notes)
+
+
+def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, folder: Path) -> list[list[Difference]]:
+    """Run the recorded plans, writing a ledger to ``folder``; where a plan is not what its action makes, say so."""
+    header = content.header
+    lanes, lane, author = header["lanes"], header["lane"], Author(**header["author"])
+    batch = EpisodeBatch(
+        task, lanes, settings, looks=header["looks"], rolls_back=header["rolls_back"], ledgers=folder, author=author
+    )
+    batch.begin([lane], [task], [header["seed"]], [LoopPlan.from_json(header["start"])])
+    knobs = KnobSet(author.knobs, author.action or "discrete") if author.knobs else None
+    wrong: list[list[Difference]] = []
+    for entry, plan in zip(content.entries, ledger_plans(content), strict=True):
+        actions, found = None, []
+        if knobs is not None and entry["action"] is not None:
+            actions = np.array([entry["action"]] * lanes)
+            follows = unstack_plans(knobs.apply(actions, batch.plans, batch.step_ratio))[lane].as_json()
+            found = [Difference("plan", entry["plan"], follows)] if follows != entry["plan"] else []
+        batch.decide(stack_plans([plan] * lanes), actions)
+        wrong.append(found)
+    return wrong
+
+
+def _compare(recorded: dict[str, Any], replayed: dict[str, Any]) -> list[Difference]:
+    found = []
+    for name in COMPARED:
+        old, new = recorded[name], replayed[name]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [Difference(f"{name}.{key}", old[key], new.get(key)) for key in old if old[key] != new.get(key)]
+        elif old != new:
+            found.append(Difference(name, old, new))
+    return found

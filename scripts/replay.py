@@ -1,0 +1,154 @@
+"""Execute an audit log again and compare it line by line; or show it; or follow its plans elsewhere.
+
+    loopwright replay runs/evaluation/ledgers/agent/digits-mlp-0-seed-1000000.jsonl
+    loopwright replay LEDGER --show
+    loopwright replay LEDGER --open-loop --seed 7 --task digits-conv:0
+
+Exits with 1 if a line does not come out the same.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from loopwright.agents.controller import OpenLoop
+from loopwright.agents.evaluation import as_json, run_controller
+from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.ledger import LedgerContent, read_ledger
+from loopwright.envs.replay import Replay, ledger_plans, ledger_task, replay
+from loopwright.inner_tasks.errors import LedgerError, LoopwrightError
+from loopwright.inner_tasks.task import get_task
+from loopwright.scripts.run import run
+
+
+@dataclass
+class Config:
+    ledger: Annotated[Path, tyro.conf.Positional]
+    """The ledger (.jsonl)."""
+    show: bool = False
+    """Print the decisions as a table: what was seen, what was changed, what came of it. Nothing is executed."""
+    open_loop: bool = False
+    """Follow only its plans, without the policy, on another seed or task."""
+    seed: int | None = None
+    """With --open-loop: seed of that run; by default one more than the ledger's."""
+    task: str | None = None
+    """With --open-loop: task of that run; by default the ledger's."""
+    json: bool = False
+    """Print JSON."""
+
+
+def main(config: Config) -> int:
+    if (config.seed is not None or config.task is not None) and not config.open_loop:
+        raise LoopwrightError("--seed and --task go with --open-loop; a ledger is replayed on its own seed and task")
+    content = read_ledger(config.ledger)
+    if content.torn:
+        print(f"{config.ledger}: the last line is torn ({content.torn} bytes) and left out", file=sys.stderr)
+    if config.show:
+        show(content, config.json)
+        return 0
+    if config.open_loop:
+        follow(content, config)
+        return 0
+    return report(replay(config.ledger), config.json)
+
+
+def report(result: Replay, as_json: bool) -> int:
+    """Print what came out otherwise; the exit status."""
+    rows: list[dict[str, Any]] = [
+        {"line": line, "differences": [vars(d) for d in found]}
+        for line, found in enumerate(result.differences, start=2)
+        if found
+    ]
+    if as_json:
+        print(json.dumps({"exact": result.exact, "lines": len(result.differences) + 1, "different": rows,
+                          "notes": result.notes}))  # fmt: skip
+        return 0 if result.exact else 1
+    for note in result.notes:
+        print(f"note: {note}")
+    for row in rows:
+        first, *more = row["differences"]
+        rest = f" and {len(more)} more" if more else ""
+        print(f"line {row['line']}: {first['name']} was {first['recorded']}, is {first['replayed']}{rest}")
+    same = len(result.differences) - len(rows)
+    print(f"{same} of {len(result.differences)} decisions came out the same, bit for bit")
+    return 0 if result.exact else 1
+
+
+def follow(content: LedgerContent, config: Config) -> None:
+    """Run the ledger's plans open-loop and print the result beside the ledger's own."""
+    if not content.entries:
+        raise LedgerError(f"{config.ledger} holds no decision to follow")
+    header, last = content.header, content.entries[-1]
+    task = ledger_task(content) if config.task is None else get_task(config.task)
+    seed = header["seed"] + 1 if config.seed is None else config.seed
+    settings = EpisodeSettings(**{**header["settings"], "compile": False})
+    (record,) = run_controller(OpenLoop(tuple(ledger_plans(content))), [task], [seed], settings)
+    if config.json:
+        print(json.dumps(as_json(record)))
+        return
+    print(f"recorded:  {header['task']} seed {header['seed']}: {last['outcome']} after {last['cost']:.0f} of "
+          f"{header['budget']:.0f} geq")  # fmt: skip
+    print(f"open loop: {task.name} seed {seed}: {record.outcome}, {record.cost:.0f} of {record.budget:.0f} geq")
+
+
+def show(content: LedgerContent, as_json: bool) -> None:
+    rows = [explain(content, i) for i in range(len(content.entries))]
+    if as_json:
+        print(json.dumps({"header": content.header, "decisions": rows}))
+        return
+    header = content.header
+    table = Table(title=f"{header['task']}, seed {header['seed']}, by {header['author']['name']}; "
+                        f"budget {header['budget']:.0f} geq, target {header['target']:.4g}")  # fmt: skip
+    for heading in ("decision", "spent", "saw (most changed)", "changed", "loss: train", "target", "reward", "then"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(str(row["decision"]), f"{row['spent']:.0%}", row["saw"], row["changed"],
+                      row["train_loss"], row["target_loss"], f"{row['reward']:+.3f}", row["then"])  # fmt: skip
+    Console(width=max(150, Console().width)).print(table)
+
+
+def explain(content: LedgerContent, number: int) -> dict[str, Any]:
+    """One decision in words."""
+    entry = content.entries[number]
+    before = content.entries[number - 1]["observation"] if number else None
+    return {
+        "decision": entry["decision"],
+        "spent": entry["cost"] / content.header["budget"],
+        "saw": _most_changed(before, entry["observation"]),
+        "changed": _changes(entry["plan_before"], entry["plan"]),
+        "train_loss": _number(entry["telemetry"]["loss"]),
+        "target_loss": _number(entry["loss"]),
+        "reward": entry["reward"],
+        "then": entry["outcome"] if entry["verdict"] == "fine" else f"{entry['verdict']}: restored, {entry['outcome']}",
+    }
+
+
+def _most_changed(before: dict[str, float] | None, now: dict[str, float] | None) -> str:
+    """The three features, apart from the plan, that moved most since the decision before."""
+    if now is None:
+        return "nothing: it does not look"
+    names = [name for name in now if not name.startswith("plan_") and name not in ("decisions", "budget_left")]
+    old = before or dict.fromkeys(now, 0.0)
+    names.sort(key=lambda name: -abs(now[name] - old[name]))
+    return ", ".join(f"{name} {now[name]:+.2f}" for name in names[:3])
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    changed = [
+        f"{name} {_number(before[name])} -> {_number(after[name])}" for name in after if before[name] != after[name]
+    ]
+    return ", ".join(changed) or "-"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.modules[__name__]))
