@@ -171,16 +171,19 @@ class EpisodeBatch:
         self._below[index] = False
         begun = torch.zeros(len(self.tasks), dtype=torch.bool)
         begun[index] = True
+        start_loss = self._control_loss()[index]
         if self.guard is not None:
-            self.guard.begin(index)
+            self.guard.begin(index, start_loss)
         if self._best_states is not None:
             self._best_states.save(begun)
         if self.looks:
-            self._observer.begin(lanes, self._control_loss()[index], [c.target for c in calibrations])
+            self._observer.begin(lanes, start_loss, [c.target for c in calibrations])
             self.observation[index] = self._observe(None, self._target, ~begun & begun, ~begun & begun)[index]
         if self._recorder is not None:
-            for lane, task, seed, plan in zip(lanes, tasks, seeds, plans, strict=True):
-                self._recorder.begin(lane, task, seed, plan, float(self.budget[lane]))
+            # As they are executed, which is to float32 precision.
+            starts = unstack_plans(self.plans[:, index])
+            for lane, task, seed, start in zip(lanes, tasks, seeds, starts, strict=True):
+                self._recorder.begin(lane, task, seed, start, float(self.budget[lane]))
 
     def step_ratio(self) -> torch.Tensor:
         """What a switch of optimizer multiplies or divides the learning rate by (``KnobSet.move``), ``[lanes]``."""
@@ -233,7 +236,7 @@ class EpisodeBatch:
         phi = torch.where(hit, 1.0, self._progress.phi(self._best))
         spent, share = self.cost / self.budget, (self.cost - self._charged) / self.budget
         reward = self._reward(Judgement(self._phi, phi, share.float(), spent.float(), hit, diverged))
-        self._phi, self._charged = phi, self.cost
+        self._phi, self._charged = phi, self.cost.clone()
         return Decision(reward, outcome, verdict, loss, accuracy)
 
     def _roll_back(self, asked: torch.Tensor) -> None:
@@ -244,9 +247,9 @@ class EpisodeBatch:
         self._best_states.restore(asked)
 
     def _keep_best(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
-        """Keep the states of lowest loss that the controller may know of: smoothed control loss, or training loss."""
+        """Keep the states of lowest loss that the controller may know of: of control and training, or of training."""
         if self._best_states is not None:
-            known = self._observer.control_level if self.looks else loss
+            known = self._observer.level if self.looks else loss
             better = fine & (known < self._best_seen)
             self._best_seen = torch.where(better, known, self._best_seen)
             self._best_states.save(better)

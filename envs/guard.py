@@ -1,9 +1,10 @@
 """Guard: watches for divergence and brings a run back to its last good snapshot; and the snapshots themselves.
 
-An alarm is a loss, gradient or step that is not finite; a mean loss over a decision that is both ``SPIKE_RATIO`` times
-and ``SPIKE_SIGMAS`` standard deviations (in logarithms) above its running average; or the same of the gradient norm.
-The guard then restores weights, optimizer state, averages and data cursor, and halves the learning rate. What the
-failed decision cost stays charged. After ``limit`` interventions in an episode the next alarm ends it.
+An alarm is a loss, gradient or step that is not finite; a mean loss over a decision that is both ``LOSS_SPIKE_RATIO``
+times and ``SPIKE_SIGMAS`` standard deviations (in logarithms) above its running average, or ``START_RATIO`` times what
+it was before training; or a gradient norm far above its average in the same way. The guard then restores weights, optimizer state, averages and data cursor, and halves the learning rate. What the
+failed decision cost stays charged. After ``limit`` interventions in an episode spikes are let be, and the next value
+that is not finite ends it.
 
 A snapshot counts as good only once the run has trained on from it without an alarm: weights that have just exploded can
 look fine until the next gradient.
@@ -20,6 +21,7 @@ from loopwright.envs.telemetry import RunningMoments, Telemetry
 VERDICTS = ("fine", "not finite", "loss spike", "gradient spike")
 FINE, NOT_FINITE, LOSS_SPIKE, GRADIENT_SPIKE = range(len(VERDICTS))
 LOSS_SPIKE_RATIO, GRADIENT_SPIKE_RATIO, SPIKE_SIGMAS = 3.0, 10.0, 6.0
+START_RATIO = 10.0
 HALF_LIFE, SETTLED = 8.0, 4  # of the running averages, in decisions; how many it takes before a spike means anything
 SNAPSHOT_EVERY = 4  # decisions
 RATE_FACTOR = 0.5
@@ -66,16 +68,18 @@ class Guard:
         self._good = torch.zeros(lanes.lanes, dtype=torch.long)  # which of the slots holds the good one
         self._pending = torch.zeros(lanes.lanes, dtype=torch.bool)  # whether the other holds one on probation
         self._age = torch.zeros(lanes.lanes, dtype=torch.long)
+        self._start = torch.ones(lanes.lanes)  # the loss before training
         self._loss = RunningMoments(lanes.lanes, HALF_LIFE)
         self._norm = RunningMoments(lanes.lanes, HALF_LIFE)
         self._plans: torch.Tensor | None = None
 
-    def begin(self, index: torch.Tensor) -> None:
-        """A new episode in the lanes ``index``: their fresh weights are the first good snapshot."""
+    def begin(self, index: torch.Tensor, loss: torch.Tensor) -> None:
+        """A new episode in the lanes ``index``, of this ``loss`` before training: that is the first good snapshot."""
         mask = torch.zeros(len(self.interventions), dtype=torch.bool)
         mask[index] = True
         self.interventions[index], self.rate_scale[index] = 0.0, 1.0
         self._good[index], self._pending[index], self._age[index] = 0, False, 0
+        self._start[index] = loss
         self._slots[0].save(mask)
         self._loss.forget(index)
         self._norm.forget(index)
@@ -87,8 +91,10 @@ class Guard:
         each ``[lanes]``. A run that is given up is restored all the same.
         """
         verdict = self._judge(sums, telemetry, plans)
+        spent = self.interventions >= self.limit
+        verdict = torch.where(spent & (verdict != NOT_FINITE), FINE, verdict)
         alarm = verdict != FINE
-        given_up = alarm & (self.interventions >= self.limit)
+        given_up = alarm & spent
         for slot, snapshots in enumerate(self._slots):
             snapshots.restore(alarm & (self._good == slot))
         self.interventions += (alarm & ~given_up).float()
@@ -113,7 +119,9 @@ class Guard:
         verdict = torch.where(
             spike(self._norm, telemetry.log_gradient_norm, GRADIENT_SPIKE_RATIO), GRADIENT_SPIKE, FINE
         )
-        verdict = torch.where(spike(self._loss, telemetry.loss.log(), LOSS_SPIKE_RATIO), LOSS_SPIKE, verdict)
+        high = telemetry.loss > START_RATIO * self._start
+        high |= spike(self._loss, telemetry.loss.log(), LOSS_SPIKE_RATIO)
+        verdict = torch.where(high, LOSS_SPIKE, verdict)
         return torch.where(torch.isfinite(sums).all(0), verdict, NOT_FINITE)
 
     def _keep(self, alarm: torch.Tensor) -> None:

@@ -105,7 +105,7 @@ KNOBS = {
         ),
         Knob(
             "weight_decay", "weight_decay", DECAY_OFF, 0.0, STEP,
-            lambda v: v.clamp(min=1e-12).log10(), lambda e: torch.where(e <= DECAY_OFF, 0.0, 10.0**e),
+            lambda v: v.clamp(min=10**DECAY_OFF).log10(), lambda e: torch.where(e <= DECAY_OFF, 0.0, 10.0**e),
             "decoupled weight decay; x 1/10, 1, 10; off, then 1e-3 to 1",
             "Loshchilov & Hutter 2019",
         ),

@@ -17,6 +17,7 @@ from loopwright.envs.telemetry import RunningMoments, Telemetry
 
 OBSERVATION_VERSION = 2
 LIMIT = 5.0
+LOSS_RANGE = 1e3  # a loss counts as at most so many times V0, or so many times less: it may be 0, or infinite
 HALF_LIVES = {"fast": 2.0, "slow": 8.0, "long": 32.0}  # of the running averages, in decisions
 
 
@@ -89,7 +90,7 @@ class Observer:
             tensor[index] = 0.0
         for moments in self._moments.values():
             moments.forget(index)
-        start = control_loss.log()
+        start = control_loss.clamp(min=1e-12).log()
         self._memory["start"][index] = start
         self._memory["best"][index] = start
         self._memory["target"][index] = torch.tensor([torch.nan if t is None else t for t in targets]).log()
@@ -166,9 +167,12 @@ class Observer:
         return torch.nan_to_num(observation, nan=LIMIT).clamp(-LIMIT, LIMIT)
 
     @property
-    def control_level(self) -> torch.Tensor:
-        """The smoothed control loss v, ``[lanes]``; before any decision its logarithm is 0."""
-        return self._average("control", "fast")
+    def level(self) -> torch.Tensor:
+        """How far the run has come, in logarithms, ``[lanes]``: the higher of smoothed control and training loss.
+
+        A control batch is small: ruined weights can get all of it right by luck, and then have no loss at all.
+        """
+        return torch.maximum(self._average("control", "fast"), self._average("train", "fast"))
 
     def _average(self, kind: str, speed: str) -> torch.Tensor:
         """The bias-corrected running average (the weight of the zeros it started from is divided out)."""
@@ -181,17 +185,21 @@ class Observer:
             # Without an update there is no new gradient statistic: the last one stands.
             fresh = training if name in ("loss", "loss_std", "updates") else training & (telemetry.updates > 0)
             old.copy_(torch.where(fresh, new, old))
+        start = m["start"].exp()
+        train, control = (
+            torch.nan_to_num(loss, nan=torch.inf).clamp(start / LOSS_RANGE, start * LOSS_RANGE)
+            for loss in (self._last["loss"], control_loss)
+        )
         first = training & (m["level_fast"] == 0)
         m["first_norm"] = torch.where(first, self._last["log_gradient_norm"], m["first_norm"])
-        start = m["start"].exp()
-        for kind, value in (("train", self._last["loss"] / start), ("control", control_loss / start)):
+        for kind, value in (("train", train / start), ("control", control / start)):
             moments = self._moments[kind]
             score = torch.where(moments.spread > 0, moments.distance(value) / moments.spread, 0.0)
             self._zscores[kind] = torch.where(training, score, self._zscores[kind])
             moments.update(value, training)
         values = {
-            "train": self._last["loss"].log(),
-            "control": control_loss.log(),
+            "train": train.log(),
+            "control": control.log(),
             "norm": self._last["log_gradient_norm"],
             "spread": self._last["log_gradient_norm_std"],
         }

@@ -195,13 +195,16 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
 def wild_runs(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict[str, int]:
     """Runs with learning rates log-uniform in [1e-6, 1e3], then random actions on all knobs, for twelve decisions.
 
-    How many were ended by divergence, how many end with weights that are not finite, and how often the guard acted.
+    How many were ended by divergence, how many end in ruins (a target loss that is not finite, or ten times what it was
+    before training) or with weights that are not finite, and how often the guard acted.
     """
-    task, rng, knobs = get_task("breast-cancer:0"), np.random.default_rng(0), KnobSet("all")
+    task = replace(get_task("breast-cancer:0"), model=MLP(30, (32, 32), 2, "relu"))
+    rng, knobs = np.random.default_rng(0), KnobSet("all")
     settings = EpisodeSettings(guard=guard)
     batch = EpisodeBatch(task, lanes, settings, rolls_back=True, ledgers=ledgers, author=Author("random actions"))
     starts = [LoopPlan(OPTIMIZERS[i % 2], 10.0 ** rng.uniform(-6, 3)) for i in range(lanes)]
     batch.begin(range(lanes), [task] * lanes, range(lanes), starts)
+    before = batch.lanes.evaluate("target")[0]
     running, diverged, interventions = torch.ones(lanes, dtype=torch.bool), 0, 0
     sizes = [len(knob.steps) for knob in knobs.knobs]
     for _ in range(12):
@@ -210,9 +213,11 @@ def wild_runs(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dic
         interventions += int(((decision.verdict != FINE) & running).sum())
         diverged += int(((decision.outcome == DIVERGED) & running).sum())
         running &= ~decision.done
-    state = batch.lanes.state
-    finite = torch.stack([torch.isfinite(t).all(1) for t in (state.weights, state.average, state.momentum)]).all(0)
-    return {"runs": lanes, "diverged": diverged, "not_finite": int((~finite).sum()), "interventions": interventions}
+    flat = batch.lanes.state.rows()[:6]
+    finite = torch.stack([torch.isfinite(tensor).all(1) for tensor in flat]).all(0)
+    ruined = ~(batch.lanes.evaluate("target")[0] < 10 * before)
+    return {"runs": lanes, "diverged": diverged, "ruined": int(ruined.sum()), "not_finite": int((~finite).sum()),
+            "interventions": interventions}  # fmt: skip
 
 
 def print_rows(title: str, rows: list[dict[str, float | str]], as_json: bool) -> None:

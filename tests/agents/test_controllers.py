@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from loopwright.agents.competitors import COMPETITORS, candidates, describe, from_description, tuned_competitors
-from loopwright.agents.controller import Constant, Controller, Cosine, ReduceOnPlateau, View
+from loopwright.agents.bundle import Bundle
+from loopwright.agents.controller import Constant, Controller, Cosine, OpenLoop, ReduceOnPlateau, View
 from loopwright.agents.evaluation import RunRecord, run_controller
 from loopwright.agents.statistics import cost_ratio, paired_log_ratios
 from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks import Task
@@ -23,7 +25,8 @@ SHORT = EpisodeSettings(budget_factor=0.5)
 def view(spent: float, decisions: int = 1, control: float = 0.0) -> View:
     observation = torch.zeros(1, len(OBSERVATION_NAMES))
     observation[0, OBSERVATION_NAMES.index("control_progress")] = control
-    return View(observation, stack_plans([LoopPlan()]), torch.tensor([spent]), torch.tensor([float(decisions)]))
+    taken = torch.tensor([float(decisions)])
+    return View(observation, stack_plans([LoopPlan()]), torch.tensor([spent]), taken, rate_scale=torch.ones(1))
 
 
 def rate(controller: Controller, seen: View) -> float:
@@ -114,3 +117,26 @@ def test_unpaired_runs_are_refused() -> None:
         paired_log_ratios(records[:-1], "agent", "rival")
     with pytest.raises(LoopwrightError, match="no runs of 'nobody'"):
         paired_log_ratios(records, "nobody", "rival")
+
+
+def test_an_open_loop_follows_its_plans_and_then_the_last(small_task: Task) -> None:
+    plans = (LoopPlan(learning_rate=1e-2), LoopPlan(learning_rate=1e-3, batch=1), LoopPlan(optimizer="sgd"))
+    controller = OpenLoop(plans)
+    (record,) = run_controller(controller, [small_task], [3], SHORT, traced=[(small_task.name, 3)])
+    followed = [point["plan"] for point in record.trace]
+    assert [(p["batch"], p["optimizer"]) for p in followed[:4]] == [(2, "adamw"), (1, "adamw"), (2, "sgd"), (2, "sgd")]
+    assert not controller.rolls_back
+    rolling = OpenLoop((LoopPlan(), LoopPlan(rollback=True)))
+    assert rolling.rolls_back
+    assert run_controller(rolling, [small_task], [3], SHORT)[0].cost > 0
+
+
+def test_an_agents_schedule_replayed_on_its_own_run_is_its_run(small_task: Task) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 8))
+    agent = Bundle(network, KnobSet("lr+batch"), LoopPlan(learning_rate=3e-3))
+    (own,) = run_controller(agent, [small_task], [4], SHORT, traced=[(small_task.name, 4)])
+    plans = tuple(LoopPlan(**point["plan"]) for point in own.trace)
+    (again,) = run_controller(OpenLoop(plans), [small_task], [4], SHORT, traced=[(small_task.name, 4)])
+    for ours, theirs in zip(own.trace, again.trace, strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["cost"] > theirs["cost"]  # the looks are saved

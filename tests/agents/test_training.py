@@ -16,7 +16,7 @@ from loopwright.agents.evaluation import run_controller
 from loopwright.agents.training import TrainingConfig, train
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
-from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.plan import LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopVectorEnv
@@ -151,7 +151,7 @@ def test_an_altered_card_is_refused(bundle: Path) -> None:
 
 def test_a_bundle_of_another_observation_version_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loopwright.agents.bundle.OBSERVATION_VERSION", 99)
-    with pytest.raises(BundleError, match="made for observation version 1"):
+    with pytest.raises(BundleError, match=f"made for observation version {OBSERVATION_VERSION}"):
         load_bundle(bundle)
 
 

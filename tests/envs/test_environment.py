@@ -8,6 +8,7 @@ import pickle
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -60,7 +61,9 @@ def trajectory(seed: int, episodes: int = 2) -> str:
 
 
 def in_other_process(method: str, seed: int) -> str:
-    with multiprocessing.get_context(method).Pool(1) as pool:
+    # As many threads as here: matrix products add up in another order with another number.
+    threads = torch.get_num_threads()
+    with multiprocessing.get_context(method).Pool(1, torch.set_num_threads, (threads,)) as pool:
         return pool.apply(trajectory, (seed,))
 
 
@@ -120,7 +123,7 @@ def test_same_step_autoreset() -> None:
             assert info["final_obs"][i] in envs.single_observation_space
             assert info["final_info"]["outcome"][i] in ("hit", "miss", "diverged")
             assert observation[i, OBSERVATION_NAMES.index("budget_left")] == pytest.approx(1, abs=0.02)
-            assert info["final_obs"][i][19] < 0.9
+            assert info["final_obs"][i][OBSERVATION_NAMES.index("budget_left")] < 0.9
     assert finished > 0
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from loopwright.agents.bundle import load_bundle
+from loopwright.envs.ledger import read_ledger
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,8 +23,9 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "decision" in trained.stderr  # the progress bar
     evaluated = loopwright(
-        "evaluate", "agent/policy.safetensors", "--folder", "out", "--suites", "new", "--seeds", "1", cwd=tmp_path
-    )
+        "evaluate", "agent/policy.safetensors", "--folder", "out", "--suites", "new", "--seeds", "1", "--ledgers",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
     assert "breast-cancer:" in evaluated.stdout
     assert (tmp_path / "out/evaluation.png").stat().st_size > 10_000
@@ -31,6 +35,31 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert all(set(record) == keys for record in ratios)
     assert {"new", "constant", "cosine"} <= {r["suite"] for r in ratios} | {r["against"] for r in ratios}
     assert len(result["runs"]) == len(result["suites"]["new"]) * 6
+    ledgers = sorted((tmp_path / "out/ledgers/agent").glob("*.jsonl"))
+    assert len(ledgers) == len(result["suites"]["new"])
+    fingerprint = load_bundle(tmp_path / "agent/policy.safetensors").fingerprint
+    assert read_ledger(ledgers[0]).header["author"]["fingerprint"] == fingerprint
+    check_replays(ledgers[0], tmp_path)
+
+
+def check_replays(ledger: Path, cwd: Path) -> None:
+    """An audit log executed again, shown, followed elsewhere, and found out when it was altered."""
+    again = loopwright("replay", str(ledger), cwd=cwd)
+    assert again.returncode == 0, again.stderr
+    decisions = len(read_ledger(ledger).entries)
+    assert f"{decisions} of {decisions} decisions came out the same" in again.stdout
+    shown = loopwright("replay", str(ledger), "--show", cwd=cwd)
+    assert shown.returncode == 0, shown.stderr
+    assert "changed" in shown.stdout
+    assert "budget_left" not in shown.stdout
+    followed = loopwright("replay", str(ledger), "--open-loop", "--task", "breast-cancer:1", "--json", cwd=cwd)
+    assert followed.returncode == 0, followed.stderr
+    assert json.loads(followed.stdout)["task"] == "breast-cancer:1"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"verdict":"fine"', b'"verdict":"fine,"', 1))
+    altered = loopwright("replay", str(ledger), cwd=cwd)
+    assert altered.returncode == 2
+    assert "line 2 was changed" in altered.stderr
+    assert "Traceback" not in altered.stderr
 
 
 def test_tasks_lists_every_family(tmp_path: Path) -> None:
@@ -42,6 +71,15 @@ def test_tasks_lists_every_family(tmp_path: Path) -> None:
     assert all(row["source"] for row in families.values())
     table = loopwright("tasks", cwd=tmp_path)
     assert all(name in table.stdout for name in families)
+
+
+def test_bench_measures_costs(tmp_path: Path) -> None:
+    result = loopwright("bench", "--what", "cost", "--json", "--seconds", "0.1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = {row["plan"]: row for row in json.loads(result.stdout)}
+    assert rows["full"]["predicted"] == rows["full"]["measured"] == 1
+    assert rows["depth 1 of 5"]["predicted"] < rows["depth 4 of 5"]["predicted"] < 1
+    assert all(row["measured"] > 0 for row in rows.values())
 
 
 def test_bench_reports_every_figure(tmp_path: Path) -> None:
@@ -63,6 +101,8 @@ def test_bench_reports_every_figure(tmp_path: Path) -> None:
         (["calibrate", "--suite", "nope"], "unknown suite 'nope'"),
         (["train", "--resume"], "nothing to resume"),
         (["fly"], "unknown command 'fly'"),
+        (["replay", "nothing.jsonl"], "cannot read ledger nothing.jsonl"),
+        (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
     ],
 )
 def test_what_cannot_be_is_one_line_without_a_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -80,7 +120,7 @@ def test_unknown_settings_are_errors(tmp_path: Path) -> None:
 
 
 def test_scripts_run_as_files(tmp_path: Path) -> None:
-    for name in ("train", "evaluate", "tasks", "bench", "calibrate", "tune", "demo"):
+    for name in ("train", "evaluate", "tasks", "bench", "calibrate", "tune", "demo", "replay"):
         command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / f"{name}.py"), "--help"]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
