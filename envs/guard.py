@@ -2,9 +2,9 @@
 
 An alarm is a loss, gradient or step that is not finite; a mean loss over a decision that is both ``LOSS_SPIKE_RATIO``
 times and ``SPIKE_SIGMAS`` standard deviations (in logarithms) above its running average, or ``START_RATIO`` times what
-it was before training; or a gradient norm far above its average in the same way. The guard then restores weights, optimizer state, averages and data cursor, and halves the learning rate. What the
-failed decision cost stays charged. After ``limit`` interventions in an episode spikes are let be, and the next value
-that is not finite ends it.
+it was before training; or a gradient norm far above its average in the same way. The guard then restores weights,
+optimizer state, averages and data cursor, and halves the learning rate. What the failed decision cost stays charged.
+After ``limit`` interventions in an episode spikes are let be, and the next value that is not finite ends it.
 
 A snapshot counts as good only once the run has trained on from it without an alarm: weights that have just exploded can
 look fine until the next gradient.

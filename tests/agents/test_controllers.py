@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from loopwright.agents.competitors import COMPETITORS, candidates, describe, from_description, tuned_competitors
 from loopwright.agents.bundle import Bundle
+from loopwright.agents.competitors import COMPETITORS, candidates, describe, from_description, tuned_competitors
 from loopwright.agents.controller import Constant, Controller, Cosine, OpenLoop, ReduceOnPlateau, View
 from loopwright.agents.evaluation import RunRecord, run_controller
 from loopwright.agents.statistics import cost_ratio, paired_log_ratios
