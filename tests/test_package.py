@@ -1,9 +1,11 @@
 """The package as a whole: what a wheel holds, which way imports run, and that the README's Python works."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -30,9 +32,7 @@ def test_imports_run_one_way_only(package: str) -> None:
                 assert name.partition(".")[0] not in LAYERS, f"{path} imports {name} without loopwright."
 
 
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
-    # A copy, so that building leaves nothing behind in the checkout.
-    tree = tmp_path / "tree"
+def copy_of_the_tree(tree: Path) -> None:
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -47,6 +47,11 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
             target.symlink_to(source.readlink())
         elif source.exists():
             target.write_bytes(source.read_bytes())
+
+
+def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    copy_of_the_tree(tree)  # so that building leaves nothing behind in the checkout
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -55,6 +60,36 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     expected |= {"loopwright/__init__.py", "loopwright/py.typed", "loopwright/inner_tasks/targets.json",
                  "loopwright/agents/tuned.json"}  # fmt: skip
     assert inside == expected
+
+
+USE_OF_THE_NEW_KNOB = """
+import loopwright
+from gymnasium.utils.env_checker import check_env
+from loopwright.envs.observation import OBSERVATION_NAMES
+env = loopwright.TrainingLoopEnv(tasks=["breast-cancer:0"], settings=loopwright.EpisodeSettings(budget_factor=0.4))
+check_env(env)
+assert "plan_second_momentum" in OBSERVATION_NAMES
+assert "| `second_momentum` | 1 - beta2" in loopwright.TrainingLoopEnv.__doc__
+before = env.reset(seed=0)[1]["plan"]["second_momentum"]
+action = [knob.still for knob in env.knobs.knobs]
+action[[knob.name for knob in env.knobs.knobs].index("second_momentum")] = 0
+after = env.step(action)[4]["plan"]["second_momentum"]
+assert abs(before - 0.999) < 1e-6 and abs(after - 0.998) < 1e-5, (before, after)
+"""
+
+
+def test_a_knob_is_added_in_one_place_as_contributing_says(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(Knob\(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    copy_of_the_tree(tmp_path)
+    knobs = tmp_path / "envs" / "knobs.py"
+    place = '        Knob(\n            "optimizer"'
+    assert knobs.read_text().count(place) == 1
+    knobs.write_text(knobs.read_text().replace(place, f"{textwrap.indent(example, ' ' * 8)}{place}"))
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", USE_OF_THE_NEW_KNOB], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 def readme_examples() -> list[str]:

@@ -142,6 +142,7 @@ def test_a_torn_last_line_is_cut_and_written_on(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         content = read_ledger(path)
         assert (len(content.entries), content.torn) == (3, end - start)
+        assert replay(path).exact
         Ledger.resume(path).append({"decision": 3})
         again = read_ledger(path)
         assert (again.entries[-1], again.torn) == ({"decision": 3}, 0)
