@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from loopwright.envs.lane_state import COUNTERS, LaneState, Layout
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import make_key
-from loopwright.envs.tick import ADAM_EPS, COUNTERS, LaneState, Layout, make_measure, make_read, make_update
+from loopwright.envs.tick import ADAM_EPS, make_measure, make_read, make_update
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import SPLITS, Task
 

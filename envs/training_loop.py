@@ -227,7 +227,9 @@ def _page(template: str) -> str:
     knobs = ["| knob | moves; by; between | source |", "|---|---|---|"]
     knobs += [f"| `{knob.name}` | {knob.about} | {knob.source} |" for knob in KNOBS.values()]
     features = ["| name | formula | range | blind to |", "|---|---|---|---|"]
-    features += [f"| `{f.name}` | {f.formula.replace('|', '¦')} | {f.range} | {f.invariance} |" for f in FEATURES]
+    features += [
+        f"| `{f.name}` | {f.formula.replace('|', chr(92) + '|')} | {f.range} | {f.invariance} |" for f in FEATURES
+    ]
     return template.format(
         knobs="\n    ".join(knobs),
         features="\n    ".join(features),
