@@ -1,9 +1,9 @@
 """One tick of many lanes: microbatch, forward, backward, telemetry and update on flat tensors. The hot path.
 
 Everything between two decisions happens here, in two functions of tensors that are updated in place, so that
-``torch.compile`` can fuse them: one reads a microbatch, the other updates. Every lane does the same arithmetic whatever its plan: a lane that only accumulates its
-gradient multiplies its update by zero, a frozen block is masked, and what a plan leaves out is not charged.
-``reference.ReferenceLoop`` is the same loop written plainly, where it is really left out.
+``torch.compile`` can fuse them: one reads a microbatch, the other updates. Every lane does the same arithmetic whatever
+its plan: a lane that only accumulates its gradient multiplies its update by zero, a frozen block is masked, and what a
+plan leaves out is not charged. ``reference.ReferenceLoop`` is the same loop written plainly, where it is left out.
 
 Two things here are for speed. The per-lane coefficients are stacked into one tensor before they meet the
 ``[lanes, parameters]`` arrays: inductor then computes them once per lane rather than once per vector of parameters

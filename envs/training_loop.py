@@ -228,7 +228,7 @@ def _page(template: str) -> str:
     knobs += [f"| `{knob.name}` | {knob.about} | {knob.source} |" for knob in KNOBS.values()]
     features = ["| name | formula | range | blind to |", "|---|---|---|---|"]
     features += [
-        f"| `{f.name}` | {f.formula.replace('|', chr(92) + '|')} | {f.range} | {f.invariance} |" for f in FEATURES
+    features += ["| `{}` | {} | {} | {} |".format(f.name, f.formula.replace("|", r"\|"), *f[2:]) for f in FEATURES]
     ]
     return template.format(
         knobs="\n    ".join(knobs),
