@@ -227,9 +227,7 @@ def _page(template: str) -> str:
     knobs = ["| knob | moves; by; between | source |", "|---|---|---|"]
     knobs += [f"| `{knob.name}` | {knob.about} | {knob.source} |" for knob in KNOBS.values()]
     features = ["| name | formula | range | blind to |", "|---|---|---|---|"]
-    features += [
     features += ["| `{}` | {} | {} | {} |".format(f.name, f.formula.replace("|", r"\|"), *f[2:]) for f in FEATURES]
-    ]
     return template.format(
         knobs="\n    ".join(knobs),
         features="\n    ".join(features),
