@@ -84,7 +84,7 @@ def test_a_knob_is_added_in_one_place_as_contributing_says(tmp_path: Path) -> No
     knobs = tmp_path / "envs" / "knobs.py"
     place = '        Knob(\n            "optimizer"'
     assert knobs.read_text().count(place) == 1
-    knobs.write_text(knobs.read_text().replace(place, f"{textwrap.indent(example, ' ' * 8)}{place}"))
+    knobs.write_text(knobs.read_text().replace(place, f"{textwrap.indent(example.rstrip() + ',', ' ' * 8)}\n{place}"))
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", USE_OF_THE_NEW_KNOB], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, timeout=300,

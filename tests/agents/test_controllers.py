@@ -120,7 +120,7 @@ def test_unpaired_runs_are_refused() -> None:
 
 
 def test_an_open_loop_follows_its_plans_and_then_the_last(small_task: Task) -> None:
-    plans = (LoopPlan(learning_rate=1e-2), LoopPlan(learning_rate=1e-3, batch=1), LoopPlan(optimizer="sgd"))
+    plans = (LoopPlan(learning_rate=1e-5), LoopPlan(learning_rate=1e-5, batch=1), LoopPlan("sgd", 1e-5))
     controller = OpenLoop(plans)
     longer = EpisodeSettings(budget_factor=1.0)
     (record,) = run_controller(controller, [small_task], [3], longer, traced=[(small_task.name, 3)])
