@@ -178,7 +178,8 @@ class EpisodeBatch:
             self._best_states.save(begun)
         if self.looks:
             self._observer.begin(lanes, start_loss, [c.target for c in calibrations])
-            self.observation[index] = self._observe(None, self._target, ~begun & begun, ~begun & begun)[index]
+            neither = torch.zeros_like(begun)  # trained nor restored
+            self.observation[index] = self._observe(None, self._target, neither, neither)[index]
         if self._recorder is not None:
             # As they are executed, which is to float32 precision.
             starts = unstack_plans(self.plans[:, index])
@@ -200,14 +201,12 @@ class EpisodeBatch:
         sums = self.lanes.run(plans, self.settings.ticks_per_decision).cpu()
         telemetry = summarise(sums)
         self.cost = torch.minimum(self.cost + sums[SUMS.index("cost")].double() + self._look, self.budget)
-        self.plans = plans
+        self.plans = plans.clone()
         verdict = torch.full((len(self.tasks),), FINE)
         given_up = torch.zeros(len(self.tasks), dtype=torch.bool)
         if self.guard is not None:
             verdict, given_up = self.guard.watch(sums, telemetry, plans)
-            halved = plans[ROW["learning_rate"]] * RATE_FACTOR
-            self.plans = plans.clone()
-            self.plans[ROW["learning_rate"]] = torch.where(verdict != FINE, halved, plans[ROW["learning_rate"]])
+            self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
         loss, accuracy = (value.cpu() for value in self.lanes.evaluate("target"))
         control_loss = self._control_loss() if self.looks else telemetry.loss
         if self.looks:
@@ -286,19 +285,19 @@ class EpisodeBatch:
                 "action": None if actions is None else np.asarray(actions)[lane].tolist(),
                 "plan_before": before[lane].as_json(),
                 "plan": chosen[lane].as_json(),
-                "verdict": VERDICTS[int(decision.verdict[lane])],
                 "telemetry": {field.name: float(getattr(telemetry, field.name)[lane]) for field in fields(Telemetry)},
+                "reward": float(decision.reward[lane]),
                 **lane_result(self, lane, decision),
             }
             self._recorder.decision(lane, entry, bool(decision.done[lane]))
 
 
-def lane_result(episode: EpisodeBatch, lane: int, decision: Decision) -> dict[str, Any]:
-    """What came of a decision in one lane."""
+def lane_result(episode: EpisodeBatch, lane: int, decision: Decision | None) -> dict[str, Any]:
+    """Where a lane stands after a decision, or, with None, at the start of its episode."""
     return {
         "cost": float(episode.cost[lane]),
-        "reward": float(decision.reward[lane]),
-        "loss": float(decision.loss[lane]),
-        "accuracy": float(decision.accuracy[lane]),
-        "outcome": OUTCOMES[int(decision.outcome[lane])],
+        "loss": None if decision is None else float(decision.loss[lane]),
+        "accuracy": None if decision is None else float(decision.accuracy[lane]),
+        "outcome": OUTCOMES[RUNNING if decision is None else int(decision.outcome[lane])],
+        "verdict": VERDICTS[FINE if decision is None else int(decision.verdict[lane])],
     }

@@ -39,12 +39,14 @@ class Snapshots:
     def save(self, chosen: torch.Tensor) -> None:
         """Store the present state of the lanes ``chosen``, a mask ``[lanes]``."""
         if chosen.any():
-            self._lanes.copy_lanes(chosen.nonzero()[:, 0], self._lanes.state, self._stored)
+            index = chosen.nonzero()[:, 0]
+            self._stored.copy_lanes(index, self._lanes.state, index)
 
     def restore(self, chosen: torch.Tensor) -> None:
         """Bring the lanes ``chosen`` back to what was stored for them."""
         if chosen.any():
-            self._lanes.copy_lanes(chosen.nonzero()[:, 0], self._stored, self._lanes.state)
+            index = chosen.nonzero()[:, 0]
+            self._lanes.state.copy_lanes(index, self._stored, index)
 
 
 class Guard:

@@ -1,8 +1,8 @@
 """Knobs: the dimensions of an action. Each moves one field of the plan by a bounded step from where it stands.
 
-A knob works in an encoding of its field, mostly a logarithm. Action 0 of the box space, or the middle of the discrete
-steps, leaves the field alone. To add a knob: add its field to ``LoopPlan``, let ``tick.py`` and ``reference.py`` obey
-it, and add one entry to ``KNOBS``; the observation then shows where it stands by itself.
+A knob works in an encoding of its field, mostly a logarithm. Action 0 of the box space, or the discrete action whose
+step is 0, leaves the field alone. A knob over a field of ``LoopPlan`` is one entry in ``KNOBS``; the action space, the
+observation and the environment's page follow from it.
 """
 
 from collections.abc import Callable

@@ -65,6 +65,11 @@ class LaneState:
         """Views of every tensor with the lane as the first axis, for copying lanes in and out."""
         return [*self.tensors()[:-3], *(tensor.T for tensor in self.tensors()[-3:])]
 
+    def copy_lanes(self, lanes: torch.Tensor, source: "LaneState", source_lanes: torch.Tensor) -> None:
+        """Overwrite ``lanes`` (indices) by the ``source_lanes`` of another state."""
+        for new, old in zip(self.rows(), source.rows(), strict=True):
+            new[lanes] = old[source_lanes]
+
 
 class Layout:
     """Where each parameter of a model lies in a lane's flat vector, and to which block it belongs."""

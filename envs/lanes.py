@@ -110,8 +110,7 @@ class Lanes:
             fresh.weights[0] = initial_weights(task, seed)
             fresh.average[0] = fresh.weights[0]
             fresh.counters[COUNTERS.index("key")] = make_key(torch.tensor([seed]))
-            for row, value in zip(self.state.rows(), fresh.rows(), strict=True):
-                row[lane] = value[0]
+            self.state.copy_lanes(torch.tensor([lane]), fresh, torch.tensor([0]))
 
     def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
         """Advance every lane by ``ticks`` under ``plans [fields, lanes]``; returns the sums ``[len(SUMS), lanes]``."""
@@ -143,12 +142,6 @@ class Lanes:
         adamw = self.state.momentum / bias1 / (self.state.second_moment.sqrt() / root2 + ADAM_EPS)
         ratio = adamw.nan_to_num(nan=0.0).norm(dim=1) / self.state.momentum.norm(dim=1)
         return torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
-
-    @torch.no_grad()
-    def copy_lanes(self, lanes: torch.Tensor, source: LaneState, target: LaneState) -> None:
-        """Copy the rows ``lanes`` (indices) of one state, this one's or a snapshot, to another."""
-        for old, new in zip(source.rows(), target.rows(), strict=True):
-            new[lanes] = old[lanes]
 
     @torch.no_grad()
     def evaluate(self, split: str, indices: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ write, so that a killed process loses at most the one it was writing; ``read_led
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -31,9 +32,7 @@ _SEAL_LENGTH = len(_SEAL.format(GENESIS))
 
 
 def as_json_value(value: Any) -> Any:
-    """Tensors, tuples and numbers as JSON values; what JSON lacks (infinity, NaN) as strings."""
-    if isinstance(value, torch.Tensor):
-        return as_json_value(value.tolist())
+    """Nested dicts, lists and numbers as JSON values; what JSON lacks (infinity, NaN) as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -80,8 +79,6 @@ def read_ledger(path: Path) -> LedgerContent:
     except OSError as problem:
         raise LedgerError(f"cannot read ledger {path}: {problem.strerror}") from None
     *lines, tail = content.split(b"\n")
-    if _end_changed(tail):
-        raise LedgerError(f"{path}, line {len(lines) + 1} was changed: it lacks its line end")
     found, previous = [], GENESIS
     for number, line in enumerate(lines, start=1):
         opened = _unseal(line + b"\n", previous)
@@ -89,15 +86,11 @@ def read_ledger(path: Path) -> LedgerContent:
             raise LedgerError(f"{path}, line {number} was changed: it does not match its hash or the line before")
         entry, previous = opened
         found.append(entry)
+    if _unseal(tail[:-1] + b"\n", previous) is not None:
+        raise LedgerError(f"{path}, line {len(lines) + 1} was changed: it lacks its line end")
     if not found or found[0].get("format") != FORMAT:
         raise LedgerError(f"{path} holds no header of format {FORMAT}")
     return LedgerContent(found[0], found[1:], len(tail), previous)
-
-
-def _end_changed(tail: bytes) -> bool:
-    """Whether what follows the last line end is a whole line whose own end became another byte."""
-    body, seal = tail[:-_SEAL_LENGTH], tail[-_SEAL_LENGTH:-1]
-    return seal == _SEAL.format(hashlib.sha256(body + b"}").hexdigest()).encode()[:-1]
 
 
 class Ledger:
@@ -192,7 +185,7 @@ class Recorder:
             "author": asdict(self._author), "versions": versions(), **self._common,
         }  # fmt: skip
         name = f"{task.name.replace(':', '-')}-seed-{seed}"
-        for number in range(1, 1_000_000):
+        for number in itertools.count(1):
             path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
             try:
                 self._ledgers[lane] = Ledger.create(path, header)

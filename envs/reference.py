@@ -70,11 +70,10 @@ class ReferenceLoop:
         for _ in range(ticks):
             active = self._activate(plan)
             loss, fresh = self._gradient(plan, self._next_microbatch(plan), active)
-            for i in range(len(self.parameters)):
-                if i in active:
-                    self.gradient_sum[i] += fresh[active.index(i)]
-                else:
-                    self.gradient_sum[i].zero_()  # a block that leaves the path loses what it had gathered
+            for i in set(range(len(self.parameters))).difference(active):
+                self.gradient_sum[i].zero_()  # a block that leaves the path loses what it had gathered
+            for i, own in zip(active, fresh, strict=True):
+                self.gradient_sum[i] += own
             self.ticks += 1
             self.count += 1
             sums["ticks"] += 1
@@ -124,7 +123,7 @@ class ReferenceLoop:
     def _gradient(self, plan: LoopPlan, index: torch.Tensor, active: list[int]) -> tuple[float, Tensors]:
         """Mean loss of the whole microbatch, and the gradient of its kept samples in the active parameters."""
         inputs, labels = self.task.train.inputs[index].to(self.dtype), self.task.train.labels[index]
-        kept = min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+        kept = self._kept(plan)
         if kept < self.microbatch:
             with torch.no_grad():
                 scores = F.cross_entropy(self.model(inputs), labels, reduction="none")
@@ -136,10 +135,14 @@ class ReferenceLoop:
         self.last_loss[index] = seen
         return seen.mean().item(), list(gradient)
 
+    def _kept(self, plan: LoopPlan) -> int:
+        """How many samples of a microbatch are back-propagated."""
+        return min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+
     def _tick_cost(self, plan: LoopPlan) -> float:
         low, _ = self._path(plan)
         per_sample = self.cost.path[low] if plan.sweep == "joint" else self.cost.single[low]
-        kept = min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+        kept = self._kept(plan)
         scoring = self.cost.forward * self.microbatch if kept < self.microbatch else 0.0
         return kept * per_sample + scoring
 

@@ -11,7 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from loopwright.envs.episodes import OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings
+from loopwright.envs.episodes import OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings, lane_result
 from loopwright.envs.guard import FINE, VERDICTS
 from loopwright.envs.knobs import KNOB_SETS, KNOBS, KnobSet
 from loopwright.envs.ledger import Author
@@ -212,12 +212,8 @@ def lane_info(episode: EpisodeBatch, lane: int, decision: Decision | None) -> di
     assert task is not None
     return {
         "task": task.name,
-        "outcome": OUTCOMES[RUNNING if decision is None else int(decision.outcome[lane])],
-        "cost": float(episode.cost[lane]),
         "budget": float(episode.budget[lane]),
-        "loss": None if decision is None else float(decision.loss[lane]),
-        "accuracy": None if decision is None else float(decision.accuracy[lane]),
-        "verdict": VERDICTS[FINE if decision is None else int(decision.verdict[lane])],
+        **lane_result(episode, lane, decision),
         "plan": unstack_plans(episode.plans[:, lane : lane + 1])[0].as_dict(),
     }
 
