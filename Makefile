@@ -23,7 +23,7 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev,contrib]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev,all]'
 	touch $(STAMP)
 
 clean:

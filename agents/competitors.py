@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from loopwright.agents.controller import Constant, Controller, Cosine, ReduceOnPlateau
-from loopwright.agents.evaluation import RunRecord, run_controller
+from loopwright.agents.evaluation import Job, RunRecord, run_jobs
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
@@ -89,20 +89,22 @@ def geometric_cost(records: list[RunRecord]) -> float:
 
 
 def tune(
-    kind: str, count: int, tasks: list[Task], settings: EpisodeSettings, *, on_tried: Callable[[], object] = bool
+    kind: str,
+    count: int,
+    tasks: list[Task],
+    settings: EpisodeSettings,
+    *,
+    on_run: Callable[[RunRecord], None] | None = None,
 ) -> tuple[Controller, float, int]:
     """The best of ``count`` controllers of a kind on these tasks, its geometric cost, and the decisions all took."""
-    best: tuple[float, Controller] | None = None
-    spent = 0.0
-    for controller in candidates(kind, count):
-        records = run_controller(controller, tasks, TUNING_SEEDS, settings)
-        spent += sum(record.cost for record in records)
-        cost = geometric_cost(records)
-        on_tried()
-        if best is None or cost < best[0]:
-            best = cost, controller
-    assert best is not None
-    return best[1], best[0], round(spent / (settings.ticks_per_decision * settings.microbatch))
+    tried = list(candidates(kind, count))
+    each = len(tasks) * len(TUNING_SEEDS)
+    jobs = [Job(controller, task, seed) for controller in tried for task in tasks for seed in TUNING_SEEDS]
+    records = run_jobs(jobs, settings, on_run=on_run)
+    costs = [geometric_cost(records[number * each : (number + 1) * each]) for number in range(count)]
+    best = min(range(count), key=costs.__getitem__)
+    spent = sum(record.cost for record in records) / (settings.ticks_per_decision * settings.microbatch)
+    return tried[best], costs[best], round(spent)
 
 
 def describe(controller: Controller) -> dict[str, Any]:

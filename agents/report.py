@@ -117,10 +117,12 @@ def draw(evaluation: Evaluation, rival: str, tasks: Sequence[str], path: Path) -
     figure.savefig(path)
 
 
-def typical_task(evaluation: Evaluation, suite: str, rival: str) -> str:
-    """The task of a suite with the median cost ratio between the agent and ``rival``."""
+def typical_tasks(evaluation: Evaluation, suite: str, rival: str, count: int = 2) -> list[str]:
+    """The ``count`` tasks of a suite in the middle, ordered by the cost ratio between the agent and ``rival``."""
     ratios = [r for r in evaluation.ratios if r.against == rival and r.suite in evaluation.suites[suite]]
-    return sorted(ratios, key=lambda r: r.point)[len(ratios) // 2].suite
+    names = [r.suite for r in sorted(ratios, key=lambda r: r.point)]
+    first = max(0, (len(names) - count) // 2)
+    return names[first : first + count]
 
 
 def best_competitor(evaluation: Evaluation, among: Sequence[str]) -> str:

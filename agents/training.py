@@ -50,6 +50,8 @@ class TrainingConfig:
     """discrete or box; empty takes what the algorithm supports."""
     start: str = "tuned"
     """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
+    plan_spread: float = 0.0
+    """Episodes start with the learning rate times 10^U(-spread, spread), lest the policy rely on its start."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000
@@ -207,6 +209,7 @@ def train(
             knobs=config.knobs,
             action=config.action_kind,
             plan=plan,
+            plan_spread=config.plan_spread,
             settings=settings,
             autoreset_mode="SameStep",
         )

@@ -17,6 +17,7 @@ from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.lanes import Lanes
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks.errors import UncalibratedTaskError
+from loopwright.inner_tasks.losses import guessing_loss
 from loopwright.inner_tasks.task import Calibration, Task
 
 CONFIGURATIONS = 64
@@ -25,6 +26,8 @@ SEARCH_SEED, RERUN_SEED = 7_000_000, 8_000_000  # apart from each other and from
 HORIZONS = (0.25, 0.5, 0.75, 1.0)
 WARM_UPS = (0.0, 0.1)
 EASY_SHARE = 0.1  # a task that default AdamW solves in less than this share of the budget tells nothing
+SOLVED = 1e-3  # of the loss of a constant guess: a target lies no lower, where only rounding errors differ
+LEARNT = 0.98  # of the same: a target that lies above this asks for nothing
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class Calibrator:
         target = float(best.quantile(0.8, interpolation="higher"))
         if not math.isfinite(target):
             return None, "the best static configuration diverges in more than a fifth of its re-runs"
+        guess = guessing_loss(task.loss, task.target.labels)
+        target = max(target, SOLVED * guess)
+        if task.loss == "cross-entropy" and target > LEARNT * guess:
+            return None, f"out of reach: the best static configuration gets to {target:.3g}, a guess to {guess:.3g}"
         per_decision = self.settings.ticks_per_decision * self.settings.microbatch
         cost = float(np.median(_first_at(rerun, target))) * per_decision
         easy = float(np.median(_first_at(plain, target))) * per_decision

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,7 +54,7 @@ def _count(network: nn.Sequential, model: ModelSpec, active: tuple[int, int]) ->
         block.requires_grad_(active[0] <= b < active[1])
     counter = FlopCounterMode(display=False)
     with counter:
-        output = network(torch.zeros(_SAMPLES, *model.input_shape))
+        output = network(model.example(_SAMPLES))
         if output.requires_grad:
             output.sum().backward()
     return int(counter.get_total_flops())

@@ -67,13 +67,13 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one decision brought, each ``[lanes]``: reward, outcome and verdict codes, target loss and accuracy."""
+    """What one decision brought, each ``[lanes]``: reward, outcome and verdict codes, target loss and metric."""
 
     reward: torch.Tensor
     outcome: torch.Tensor
     verdict: torch.Tensor
     loss: torch.Tensor
-    accuracy: torch.Tensor
+    metric: torch.Tensor
 
     @property
     def done(self) -> torch.Tensor:
@@ -207,19 +207,19 @@ class EpisodeBatch:
         if self.guard is not None:
             verdict, given_up = self.guard.watch(sums, telemetry, plans)
             self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
-        loss, accuracy = (value.cpu() for value in self.lanes.evaluate("target"))
+        loss, metric = (value.cpu() for value in self.lanes.evaluate("target"))
         control_loss = self._control_loss() if self.looks else telemetry.loss
         if self.looks:
             trained = torch.ones(len(self.tasks), dtype=torch.bool)
             self.observation = self._observe(telemetry, control_loss, trained, verdict != FINE)
         self._keep_best(control_loss, verdict == FINE)
-        decision = self._judge(loss, accuracy, verdict, given_up)
+        decision = self._judge(loss, metric, verdict, given_up)
         if self._recorder is not None:
             self._record(found, plans, actions, seen, telemetry, decision)
         return decision
 
     def _judge(
-        self, loss: torch.Tensor, accuracy: torch.Tensor, verdict: torch.Tensor, given_up: torch.Tensor
+        self, loss: torch.Tensor, metric: torch.Tensor, verdict: torch.Tensor, given_up: torch.Tensor
     ) -> Decision:
         below = loss <= self._target
         first = below & ~self._below
@@ -236,7 +236,7 @@ class EpisodeBatch:
         spent, share = self.cost / self.budget, (self.cost - self._charged) / self.budget
         reward = self._reward(Judgement(self._phi, phi, share.float(), spent.float(), hit, diverged))
         self._phi, self._charged = phi, self.cost.clone()
-        return Decision(reward, outcome, verdict, loss, accuracy)
+        return Decision(reward, outcome, verdict, loss, metric)
 
     def _roll_back(self, asked: torch.Tensor) -> None:
         if not asked.any():
@@ -297,7 +297,7 @@ def lane_result(episode: EpisodeBatch, lane: int, decision: Decision | None) -> 
     return {
         "cost": float(episode.cost[lane]),
         "loss": None if decision is None else float(decision.loss[lane]),
-        "accuracy": None if decision is None else float(decision.accuracy[lane]),
+        "metric": None if decision is None else float(decision.metric[lane]),
         "outcome": OUTCOMES[RUNNING if decision is None else int(decision.outcome[lane])],
         "verdict": VERDICTS[FINE if decision is None else int(decision.verdict[lane])],
     }

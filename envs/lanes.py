@@ -15,10 +15,12 @@ from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import make_key
 from loopwright.envs.tick import ADAM_EPS, make_measure, make_read, make_update
 from loopwright.inner_tasks.errors import LoopwrightError
-from loopwright.inner_tasks.task import SPLITS, Task
+from loopwright.inner_tasks.task import SPLITS, Split, Task
 
 # Passes over [lanes, parameters] are bound by memory: rather compute an intermediate again than store it.
 PARAMETER_PASSES = {"realize_reads_threshold": 16, "realize_opcount_threshold": 60}
+# Random indices are chains of hashes that use each value twice: inlined, they take ten times as long to compile.
+CHAINS_OF_HASHES = {"realize_opcount_threshold": 8}
 _FUSED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
@@ -69,31 +71,40 @@ class Lanes:
         self.shape_key = template.shape_key
         self.lanes, self.microbatch, self.device, self.dtype = lanes, microbatch, torch.device(device), dtype
         self.layout = Layout(template.model.build())
-        self.state = self.empty_state()
         self.splits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
-            name: (
-                torch.zeros(lanes, size, *template.model.input_shape, device=self.device, dtype=dtype),
-                torch.zeros(lanes, size, dtype=torch.int64, device=self.device),
-            )
-            for name, size in zip(SPLITS, self.shape_key[1], strict=True)
+            name: self._room_for(getattr(template, name)) for name in SPLITS
         }
+        self.state = self.empty_state()
         key = (self.shape_key, lanes, microbatch, compile, self.device, dtype)
         plans = stack_plans([LoopPlan()] * lanes, dtype).to(self.device)
-        self._read = make_read(template.model, microbatch)
+        self._read = make_read(template.model, template.loss, microbatch)
         self._update = make_update(template.model, microbatch)
         if compile:
             read, update = self._arguments([t.clone() for t in self.state.tensors()])
             example = [plans, *self.splits["train"], *read]
             losses, gradient = self._read(*(t.clone() for t in example))
-            self._read = _fused(self._read, example, ("read", *key))
+            self._read = _fused(self._read, example, ("read", *key), CHAINS_OF_HASHES)
             self._update = _fused(self._update, [plans, losses, gradient, *update], ("update", *key), PARAMETER_PASSES)
         judge_example = [self.state.average, *self.splits["target"]]
-        self._measure = make_measure(template.model)
+        self._measure = make_measure(template.model, template.loss)
         self._judge = _fused(self._measure, judge_example, ("judge", *key)) if compile else self._measure
+
+    def _room_for(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        """Zeros for the inputs and the labels of every lane; numbers that are not counts have the lanes' dtype."""
+        inputs, labels = (
+            torch.zeros(
+                self.lanes,
+                *tensor.shape,
+                device=self.device,
+                dtype=self.dtype if tensor.is_floating_point() else tensor.dtype,
+            )
+            for tensor in (split.inputs, split.labels)
+        )
+        return inputs, labels
 
     def empty_state(self, lanes: int | None = None) -> LaneState:
         """Zeros in the shape of ``state``, or of so many lanes: what a run starts from, but for weights and key."""
-        samples = self.shape_key[1][SPLITS.index("train")]
+        samples = self.splits["train"][0].shape[1]
         return LaneState.empty(lanes or self.lanes, self.layout, samples, self.microbatch, self.device, self.dtype)
 
     def load(self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int]) -> None:
@@ -145,7 +156,7 @@ class Lanes:
 
     @torch.no_grad()
     def evaluate(self, split: str, indices: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss ``[lanes]`` (nats) and accuracy ``[lanes]`` of the evaluated weights on a split.
+        """Mean loss ``[lanes]`` and metric ``[lanes]`` (``inner_tasks.losses``) of the evaluated weights on a split.
 
         ``indices [lanes, n]`` restricts it to some samples per lane. Where a plan's ``average`` is off, the average is
         the weights themselves.
@@ -155,8 +166,8 @@ class Lanes:
             lane = torch.arange(self.lanes, device=self.device)[:, None]
             inputs, labels = inputs[lane, indices], labels[lane, indices]
         measure = self._judge if split == "target" and indices is None else self._measure
-        loss, accuracy = measure(self.state.average, inputs, labels)
-        return loss, accuracy
+        loss, metric = measure(self.state.average, inputs, labels)
+        return loss, metric
 
 
 def _fused(

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from loopwright.envs.cost import measure_cost
 from loopwright.envs.lanes import initial_weights
@@ -20,6 +19,7 @@ from loopwright.envs.plan import LoopPlan
 from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.telemetry import SUMS
 from loopwright.envs.tick import ADAM_EPS
+from loopwright.inner_tasks.losses import metric, sample_losses
 from loopwright.inner_tasks.task import Split, Task
 
 Tensors = list[torch.Tensor]
@@ -122,14 +122,14 @@ class ReferenceLoop:
 
     def _gradient(self, plan: LoopPlan, index: torch.Tensor, active: list[int]) -> tuple[float, Tensors]:
         """Mean loss of the whole microbatch, and the gradient of its kept samples in the active parameters."""
-        inputs, labels = self.task.train.inputs[index].to(self.dtype), self.task.train.labels[index]
+        inputs, labels = self._cast(self.task.train.inputs[index]), self._cast(self.task.train.labels[index])
         kept = self._kept(plan)
         if kept < self.microbatch:
             with torch.no_grad():
-                scores = F.cross_entropy(self.model(inputs), labels, reduction="none")
+                scores = sample_losses(self.task.loss, self.model(inputs), labels)
             chosen = scores.argsort(descending=True, stable=True)[:kept]
             inputs, labels = inputs[chosen], labels[chosen]
-        losses = F.cross_entropy(self.model(inputs), labels, reduction="none")
+        losses = sample_losses(self.task.loss, self.model(inputs), labels)
         gradient = torch.autograd.grad(losses.mean(), [self.parameters[i] for i in active])
         seen = losses.detach() if kept == self.microbatch else scores
         self.last_loss[index] = seen
@@ -208,11 +208,18 @@ class ReferenceLoop:
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Mean loss (nats) and accuracy of the averaged weights on a split."""
+        """Mean loss and metric of the averaged weights on a split."""
         named = dict(zip((name for name, _ in self.model.named_parameters()), self.average, strict=True))
-        logits = torch.func.functional_call(self.model, named, (split.inputs.to(self.dtype),))
-        accuracy = (logits.argmax(1) == split.labels).float().mean().item()
-        return F.cross_entropy(logits, split.labels).item(), accuracy
+        outputs = torch.func.functional_call(self.model, named, (self._cast(split.inputs),))
+        labels = self._cast(split.labels)
+        return (
+            sample_losses(self.task.loss, outputs, labels).mean().item(),
+            metric(self.task.loss, outputs, labels).item(),
+        )
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Numbers, unless they are tokens or classes, in the loop's dtype."""
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
 def _dot(a: Tensors, b: Tensors) -> float:

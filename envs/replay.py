@@ -21,7 +21,7 @@ from loopwright.inner_tasks.errors import LedgerError
 from loopwright.inner_tasks.task import Task, get_task
 
 # What a decision is compared in. Its number, action and plan are what is executed.
-COMPARED = ("observation", "plan_before", "verdict", "telemetry", "cost", "reward", "loss", "accuracy", "outcome")
+COMPARED = ("observation", "plan_before", "verdict", "telemetry", "cost", "reward", "loss", "metric", "outcome")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class SB3VecEnv(VecEnv):
         for i in np.flatnonzero(done):
             infos[i]["terminal_observation"] = info["final_obs"][i]
             final = info["final_info"]
-            infos[i] |= {key: final[key][i] for key in ("task", "outcome", "cost", "budget", "loss", "accuracy")}
+            infos[i] |= {key: final[key][i] for key in ("task", "outcome", "cost", "budget", "loss", "metric")}
         return observations, rewards.astype(np.float32), done, infos  # fresh: SB3 adds to the rewards in place
 
     def close(self) -> None:

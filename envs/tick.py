@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import torch
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn import functional as F
 
 from loopwright.envs.cost import measure_cost
 from loopwright.envs.lane_state import Layout
 from loopwright.envs.plan import CHOICES, ROW
 from loopwright.envs.randomness import candidate_indices
+from loopwright.inner_tasks.losses import LossName, metric, sample_losses
 from loopwright.inner_tasks.models import ModelSpec
 
 ADAM_EPS = 1e-8
@@ -47,36 +47,43 @@ def kept_samples(keep: torch.Tensor, microbatch: int) -> torch.Tensor:
 
 
 def make_forward(spec: ModelSpec) -> tuple[Callable[..., torch.Tensor], Layout]:
-    """``forward(parameters, inputs [N, ...]) -> logits [N, classes]`` for one lane, and the parameters' layout."""
+    """``forward(parameters, inputs [N, ...]) -> outputs [N, ...]`` for one lane, and the parameters' layout."""
     model = spec.build()
     layout = Layout(model)
 
     def forward(parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor) -> torch.Tensor:
         named = dict(zip(layout.names, parameters, strict=True))
-        logits: torch.Tensor = functional_call(model, named, (inputs,))
-        return logits
+        outputs: torch.Tensor = functional_call(model, named, (inputs,))
+        return outputs
 
     return forward, layout
 
 
-def make_measure(spec: ModelSpec) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """``measure(weights, inputs, labels) -> (mean loss [lanes], accuracy [lanes])`` of flat ``weights``."""
+def make_measure(spec: ModelSpec, loss: LossName) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """``measure(weights, inputs, labels) -> (mean loss [lanes], metric [lanes])`` of flat ``weights``."""
     forward, layout = make_forward(spec)
 
+    def measure_one(
+        parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = forward(parameters, inputs)
+        return sample_losses(loss, outputs, labels).mean(), metric(loss, outputs, labels)
+
+    measure_all = vmap(measure_one)
+
     def measure(weights: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = vmap(forward)(layout.split(weights), inputs)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-        return loss, (logits.argmax(-1) == labels).float().mean(1)
+        mean, value = measure_all(layout.split(weights), inputs, labels)
+        return mean, value
 
     return measure
 
 
-def make_read(spec: ModelSpec, microbatch: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def make_read(spec: ModelSpec, loss: LossName, microbatch: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """The first half of a tick, ``read(plans, inputs, labels, weights, last_loss, read, counters)``.
 
-    ``plans`` is ``[len(PLAN_FIELDS), lanes]``; ``inputs`` ``[lanes, N, *input_shape]`` and ``labels`` ``[lanes, N]``
-    are the training splits. Chooses a microbatch, and returns the loss of each sample ``[lanes, microbatch]`` and the
-    gradient of the kept ones ``[lanes, parameters]``.
+    ``plans`` is ``[len(PLAN_FIELDS), lanes]``; ``inputs`` ``[lanes, N, *input_shape]`` and ``labels``
+    ``[lanes, N, ...]`` are the training splits. Chooses a microbatch, and returns the loss of each sample
+    ``[lanes, microbatch]`` and the gradient of the kept ones ``[lanes, parameters]``.
     """
     forward, layout = make_forward(spec)
     earlier = torch.ones(microbatch, microbatch).tril(-1) > 0  # settles ties between equal losses
@@ -84,7 +91,7 @@ def make_read(spec: ModelSpec, microbatch: int) -> Callable[..., tuple[torch.Ten
     def loss_of(
         parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = F.cross_entropy(forward(parameters, inputs), labels, reduction="none")
+        losses = sample_losses(loss, forward(parameters, inputs), labels)
         seen = losses.detach()
         before = (seen[None, :] > seen[:, None]) | ((seen[None, :] == seen[:, None]) & earlier.to(seen.device))
         chosen = (before.sum(1) < kept) / kept
@@ -101,7 +108,7 @@ def make_read(spec: ModelSpec, microbatch: int) -> Callable[..., tuple[torch.Ten
         read: torch.Tensor,
         counters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        lanes, population = labels.shape
+        lanes, population = labels.shape[:2]
         key, ticks, cursor, uses, updates = counters.unbind(0)
         # The samples of the last tick again, or new ones, chosen among three candidates each.
         renew = uses >= plans[ROW["echo"]]
@@ -121,7 +128,7 @@ def make_read(spec: ModelSpec, microbatch: int) -> Callable[..., tuple[torch.Ten
         row = sample + torch.arange(lanes, device=sample.device)[:, None] * population
         kept = kept_samples(plans[ROW["keep"]], microbatch)
         gradient, (_, losses) = gradient_of(
-            layout.split(weights), inputs.flatten(0, 1)[row], labels.flatten()[row], kept
+            layout.split(weights), inputs.flatten(0, 1)[row], labels.flatten(0, 1)[row], kept
         )
         read.copy_(sample)
         counters.copy_(torch.stack([key, ticks + 1, cursor, torch.where(renew, 0, uses) + 1, updates]))

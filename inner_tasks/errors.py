@@ -26,3 +26,7 @@ class BundleError(LoopwrightError):
 
 class LedgerError(LoopwrightError):
     """An audit log that is missing, was altered, or cannot be executed again."""
+
+
+class DataError(LoopwrightError):
+    """Data that is not there, not readable, or not what it was: the message says what to install or delete."""

@@ -6,9 +6,11 @@ the order in which layers are updated are counted in blocks, so each holds at le
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,30 +19,52 @@ Activation = Literal["relu", "tanh", "gelu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
-@runtime_checkable
-class ModelSpec(Protocol):
-    """A hashable description of a network without batch-norm state."""
-
-    def __hash__(self) -> int: ...
+class ModelSpec(ABC):
+    """A hashable description of a network without batch-norm state; the concrete ones are frozen dataclasses."""
 
     @property
+    @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
-        ...
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many different tokens there are, for a model of tokens; None for a model of numbers."""
+        return None
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the inputs: float32, or int64 for tokens."""
+        return torch.float32 if self.vocabulary is None else torch.int64
+
+    @abstractmethod
     def build(self) -> nn.Sequential:
         """A freshly initialised network, drawn from torch's global generator: input ``[N, *input_shape]``."""
-        ...
+
+    def example(self, samples: int) -> torch.Tensor:
+        """Inputs of the right shape and dtype, all zero."""
+        return torch.zeros(samples, *self.input_shape, dtype=self.input_dtype)
+
+
+@lru_cache
+def output_shape(spec: ModelSpec) -> tuple[int, ...]:
+    """Shape of what the network makes of one sample, without the batch axis."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return tuple(spec.build()(spec.example(2)).shape[1:])
 
 
 @dataclass(frozen=True)
-class MLP:
-    """Fully connected classifier: ``inputs -> hidden[0] -> ... -> outputs`` logits."""
+class MLP(ModelSpec):
+    """Fully connected: ``inputs -> hidden[0] -> ... -> outputs``; with ``norm``, a layer norm before each activation.
+
+    Without hidden layers it is a linear model, of a single block.
+    """
 
     inputs: int
     hidden: tuple[int, ...]
     outputs: int
     activation: Activation = "relu"
+    norm: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -49,41 +73,68 @@ class MLP:
     def build(self) -> nn.Sequential:
         widths = (self.inputs, *self.hidden)
         blocks: list[nn.Module] = [
-            nn.Sequential(nn.Linear(a, b), _ACTIVATIONS[self.activation]()) for a, b in pairwise(widths)
+            nn.Sequential(nn.Linear(a, b), *([nn.LayerNorm(b)] if self.norm else []), _ACTIVATIONS[self.activation]())
+            for a, b in pairwise(widths)
         ]
         return nn.Sequential(*blocks, nn.Linear(widths[-1], self.outputs))
 
 
 @dataclass(frozen=True)
-class ConvNet:
-    """Small convolutional classifier for one-channel images: 3x3 convolutions, each halving the resolution."""
+class ConvNet(ModelSpec):
+    """Small convolutional net over one channel, read out linearly; each convolution halves the resolution.
+
+    Over images ``[N, 1, side, side]`` the kernels are 3x3; over signals (``dimensions=1``) ``[N, 1, side]`` they are 5.
+    """
 
     side: int
     channels: tuple[int, ...]
     outputs: int
     activation: Activation = "relu"
+    dimensions: Literal[1, 2] = 2
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return (1, self.side, self.side)
+        return (1, *[self.side] * self.dimensions)
+
+    def _convolution(self, channels_in: int, channels_out: int) -> nn.Module:
+        if self.dimensions == 2:
+            return nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+        return nn.Conv1d(channels_in, channels_out, 5, stride=2, padding=2)
 
     def build(self) -> nn.Sequential:
         widths = (1, *self.channels)
         blocks: list[nn.Module] = [
-            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), _ACTIVATIONS[self.activation]())
-            for a, b in pairwise(widths)
+            nn.Sequential(self._convolution(a, b), _ACTIVATIONS[self.activation]()) for a, b in pairwise(widths)
         ]
         side = self.side
         for _ in self.channels:
             side = (side + 1) // 2
-        return nn.Sequential(*blocks, nn.Sequential(nn.Flatten(), nn.Linear(widths[-1] * side * side, self.outputs)))
+        features = widths[-1] * side**self.dimensions
+        return nn.Sequential(*blocks, nn.Sequential(nn.Flatten(), nn.Linear(features, self.outputs)))
+
+
+class _SequenceSpec(ModelSpec):
+    """What the sequence models share: ``steps`` vectors of ``inputs`` numbers, or tokens below ``inputs``."""
+
+    steps: int
+    inputs: int
+    tokens: bool
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.steps,) if self.tokens else (self.steps, self.inputs)
+
+    @property
+    def vocabulary(self) -> int | None:
+        return self.inputs if self.tokens else None
 
 
 @dataclass(frozen=True)
-class RecurrentNet:
-    """Sequence classifier: stacked gated recurrent layers (Cho et al. 2014), the last state read out linearly.
+class RecurrentNet(_SequenceSpec):
+    """Stacked recurrent layers, read out linearly: the last state, or every one (``every_step``, a language model).
 
-    A block is one recurrent layer, unrolled over all steps, or the read-out. Inputs ``[N, steps, inputs]``.
+    ``cell`` is "gru" (Cho et al. 2014) or "tanh" (Elman 1990), whose gradients can explode. A block is one recurrent
+    layer, unrolled over all steps, or the read-out. Inputs ``[N, steps, inputs]``, or tokens ``[N, steps]``.
     """
 
     steps: int
@@ -91,21 +142,23 @@ class RecurrentNet:
     width: int
     layers: int
     outputs: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.steps, self.inputs)
+    cell: Literal["gru", "tanh"] = "gru"
+    every_step: bool = False
+    tokens: bool = False
 
     def build(self) -> nn.Sequential:
         widths = (self.inputs, *[self.width] * self.layers)
-        return nn.Sequential(*(_GatedLayer(a, b) for a, b in pairwise(widths)), _LastStep(self.width, self.outputs))
+        layer = _GatedLayer if self.cell == "gru" else _TanhLayer
+        layers = [layer(a, b, self.tokens and i == 0) for i, (a, b) in enumerate(pairwise(widths))]
+        return nn.Sequential(*layers, _ReadOut(self.width, self.outputs, self.every_step))
 
 
 @dataclass(frozen=True)
-class Transformer:
-    """Sequence classifier: causal pre-norm transformer (Vaswani et al. 2017), the last step read out linearly.
+class Transformer(_SequenceSpec):
+    """Causal pre-norm transformer (Vaswani et al. 2017), read out linearly: the last step, or every one.
 
-    A block is the embedding, one attention-and-feed-forward layer, or the read-out. Inputs ``[N, steps, inputs]``.
+    A block is the embedding, one attention-and-feed-forward layer, or the read-out. Inputs ``[N, steps, inputs]``, or
+    tokens ``[N, steps]``.
     """
 
     steps: int
@@ -114,30 +167,64 @@ class Transformer:
     heads: int
     layers: int
     outputs: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.steps, self.inputs)
+    every_step: bool = False
+    tokens: bool = False
 
     def build(self) -> nn.Sequential:
         layers = (_AttentionLayer(self.width, self.heads) for _ in range(self.layers))
         return nn.Sequential(
-            _Embedding(self.steps, self.inputs, self.width),
+            _Embedding(self.steps, self.inputs, self.width, self.tokens),
             *layers,
-            nn.Sequential(nn.LayerNorm(self.width), _LastStep(self.width, self.outputs)),
+            nn.Sequential(nn.LayerNorm(self.width), _ReadOut(self.width, self.outputs, self.every_step)),
         )
 
 
+@dataclass(frozen=True)
+class Rosenbrock(ModelSpec):
+    """Not a network but a landscape: Rosenbrock's valley (1960) as the sum of squares that it is.
+
+    The weights are the point theta; the outputs are the ``2 (size - 1)`` residuals ``10 (theta[i+1] - theta[i]^2)`` and
+    ``1 - theta[i]``. The input, one number near 1, multiplies theta: its noise is the noise of the gradient.
+    """
+
+    size: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1,)
+
+    def build(self) -> nn.Sequential:
+        return nn.Sequential(nn.Sequential(nn.Linear(1, self.size, bias=False), _Valley()))
+
+
 # The layers below are made of linear maps and elementwise arithmetic only: torch's own GRU and attention kernels cannot
-# be batched over lanes that each have weights of their own.
+# be batched over lanes that each have weights of their own, and neither can an embedding's gradient.
+
+
+class _TokenMap(nn.Linear):
+    """An embedding: the linear map of tokens ``[N, steps]``, each read as a unit vector."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        unit = (x[..., None] == torch.arange(self.in_features, device=x.device)).to(self.weight.dtype)
+        return super().forward(unit)
+
+
+def _input_map(inputs: int, outputs: int, tokens: bool) -> nn.Linear:
+    return _TokenMap(inputs, outputs) if tokens else nn.Linear(inputs, outputs)
+
+
+class _Valley(nn.Module):
+    def forward(self, theta: torch.Tensor) -> torch.Tensor:
+        here, following = theta[:, :-1], theta[:, 1:]
+        return torch.cat([10 * (following - here**2), 1 - here], dim=1)
 
 
 class _GatedLayer(nn.Module):
     """``[N, steps, inputs]`` to the hidden states ``[N, steps, width]``; the equations of ``nn.GRU``."""
 
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, inputs: int, width: int, tokens: bool) -> None:
         super().__init__()
-        self.from_input = nn.Linear(inputs, 3 * width)
+        self.from_input = _input_map(inputs, 3 * width, tokens)
         self.from_state = nn.Linear(width, 3 * width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,24 +241,43 @@ class _GatedLayer(nn.Module):
         return torch.stack(states, dim=1)
 
 
-class _LastStep(nn.Module):
-    """Logits ``[N, outputs]`` from the last of the states ``[N, steps, width]``."""
+class _TanhLayer(nn.Module):
+    """``[N, steps, inputs]`` to the hidden states ``[N, steps, width]``; the equation of ``nn.RNN``."""
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, inputs: int, width: int, tokens: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, outputs)
+        self.from_input = _input_map(inputs, width, tokens)
+        self.from_state = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.linear(x[:, -1])
-        return logits
+        driven = self.from_input(x)
+        state = torch.zeros_like(driven[:, 0])
+        states = []
+        for step in range(x.shape[1]):
+            state = torch.tanh(driven[:, step] + self.from_state(state))
+            states.append(state)
+        return torch.stack(states, dim=1)
+
+
+class _ReadOut(nn.Module):
+    """Outputs from the states ``[N, steps, width]``: of the last, ``[N, outputs]``, or ``[N, steps, outputs]``."""
+
+    def __init__(self, width: int, outputs: int, every_step: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.every_step = every_step
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.linear(x if self.every_step else x[:, -1])
+        return outputs
 
 
 class _Embedding(nn.Module):
     """Linear embedding of each step plus a learnt position."""
 
-    def __init__(self, steps: int, inputs: int, width: int) -> None:
+    def __init__(self, steps: int, inputs: int, width: int, tokens: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, width)
+        self.linear = _input_map(inputs, width, tokens)
         self.position = nn.Parameter(0.1 * torch.randn(steps, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""Generated classification families. Each draw varies class count, geometry, noise and feature scaling widely.
+"""Generated problems on vectors: classification, regression and landscapes. Each draw varies their geometry widely.
 
-All three share one shape (64 features, up to 10 classes, the same MLP), so they train side by side in one batch.
+What every family varies in the same way (label noise, conditioning, repeated samples, initial scale) is in
+``task.Variation``; here is what is particular to each.
 """
 
 from typing import Any
@@ -8,50 +9,58 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loopwright.inner_tasks.models import MLP
+from loopwright.inner_tasks.losses import LossName
+from loopwright.inner_tasks.models import MLP, ModelSpec, Rosenbrock
 from loopwright.inner_tasks.task import TaskFamily, register
 
 FEATURES = 64
+VECTOR_MODELS = (
+    MLP(FEATURES, (32, 32), 10),
+    MLP(FEATURES, (64,), 10, "tanh"),
+    MLP(FEATURES, (24, 24, 24), 10, "gelu", norm=True),
+)
 Array = npt.NDArray[Any]
 
 
-def flip_labels(rng: np.random.Generator, labels: Array, classes: int, fraction: float) -> Array:
-    """Replace a random ``fraction`` of the labels by uniformly drawn ones."""
-    flipped = rng.random(len(labels)) < fraction
-    return np.asarray(np.where(flipped, rng.integers(classes, size=len(labels)), labels))
+def standardised(inputs: Array) -> Array:
+    """The whole array with mean 0 and standard deviation 1: the ratios of features are left as they are."""
+    return np.asarray((inputs - inputs.mean()) / inputs.std())
 
 
-def rescale(rng: np.random.Generator, inputs: Array, spread: float) -> Array:
-    """Standardise the whole array, then scale each feature by 10^N(0, spread): the conditioning of the problem."""
-    standard = (inputs - inputs.mean()) / inputs.std()
-    return np.asarray(standard * 10.0 ** rng.normal(0, spread, size=inputs.shape[1]))
+def stretched(rng: np.random.Generator, samples: int, condition: float) -> tuple[Array, Array]:
+    """Standard normal ``[samples, FEATURES]``, and the same stretched to a covariance of that condition and rotated."""
+    latent = rng.normal(size=(samples, FEATURES))
+    spectrum = condition ** -np.linspace(0, 0.5, FEATURES)
+    rotation = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))[0]
+    return latent, standardised(latent * spectrum @ rotation)
 
 
 class _Generated(TaskFamily):
     kind = "generated"
-    model = MLP(FEATURES, (32, 32), 10)
+    models: tuple[ModelSpec, ...] = VECTOR_MODELS
     sizes = (1024, 256, 512)
+    spreads = True
 
-    def finish(self, rng: np.random.Generator, inputs: Array, labels: Array, classes: int) -> tuple[Array, Array, int]:
-        noise = rng.choice([0.0, rng.uniform(0, 0.3)])
-        return rescale(rng, inputs, rng.uniform(0, 0.4)), flip_labels(rng, labels, classes, noise), classes
+    @property
+    def samples(self) -> int:
+        return sum(self.sizes)
 
 
 class Mixtures(_Generated):
     """Gaussian mixtures, one to four components a class, separation drawn log-uniformly."""
 
     name = "mixtures"
-    source = "generated: Gaussian mixtures with label noise"
+    source = "generated: Gaussian mixtures"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, int]:
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
         classes, components = int(rng.integers(2, 11)), int(rng.integers(1, 5))
         separation = 10.0 ** rng.uniform(-0.15, 0.5)
         rank = int(rng.integers(4, FEATURES + 1))
         means = rng.normal(size=(classes * components, rank)) @ rng.normal(size=(rank, FEATURES)) / rank
         means *= separation * np.sqrt(FEATURES) / np.linalg.norm(means, axis=1, keepdims=True) / 2
-        component = rng.integers(classes * components, size=sum(self.sizes))
+        component = rng.integers(classes * components, size=self.samples)
         inputs = means[component] + rng.normal(size=(len(component), FEATURES))
-        return self.finish(rng, inputs, component % classes, classes)
+        return standardised(inputs), component % classes
 
 
 class Teachers(_Generated):
@@ -60,16 +69,16 @@ class Teachers(_Generated):
     name = "teachers"
     source = "generated: random teacher networks"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, int]:
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
         classes, width = int(rng.integers(2, 11)), int(rng.integers(4, 33))
         spectrum = np.arange(1, FEATURES + 1) ** -rng.uniform(0.3, 1.5)
         rotation = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))[0]
-        latent = rng.normal(size=(sum(self.sizes), FEATURES)) * spectrum / np.linalg.norm(spectrum)
+        latent = rng.normal(size=(self.samples, FEATURES)) * spectrum / np.linalg.norm(spectrum)
         gain = 10.0 ** rng.uniform(-0.3, 0.5)
         hidden = np.tanh(gain * latent @ rng.normal(size=(FEATURES, width)))
         logits = hidden @ rng.normal(size=(width, classes))
         logits -= logits.mean(axis=0)  # otherwise one class can win nearly everywhere
-        return self.finish(rng, latent @ rotation, logits.argmax(axis=1), classes)
+        return standardised(latent @ rotation), logits.argmax(axis=1)
 
 
 class Manifolds(_Generated):
@@ -78,16 +87,103 @@ class Manifolds(_Generated):
     name = "manifolds"
     source = "generated: low-rank manifolds"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array, int]:
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
         classes, rank = int(rng.integers(2, 11)), int(rng.integers(1, 9))
-        labels = rng.integers(classes, size=sum(self.sizes))
+        labels = rng.integers(classes, size=self.samples)
         basis = rng.normal(size=(classes, rank, FEATURES))
         offset = rng.normal(size=(classes, FEATURES)) * rng.uniform(0, 0.6)
         latent = rng.normal(size=(len(labels), rank)) / np.sqrt(rank)
         sheet = np.sin(rng.uniform(0.5, 2.5) * np.einsum("nr,nrf->nf", latent, basis[labels]) + offset[labels])
         inputs = sheet + rng.uniform(0.1, 1.0) * rng.normal(size=sheet.shape)
-        return self.finish(rng, inputs, labels, classes)
+        return standardised(inputs), labels
 
 
-for _family in (Mixtures(), Teachers(), Manifolds()):
+class Spirals(_Generated):
+    """Two spirals wound into each other (Lang & Witbrock 1988): a plateau first, then it comes apart."""
+
+    name = "spirals"
+    source = "generated: two spirals in the plane"
+    models = (MLP(2, (32, 32), 2, "tanh"), MLP(2, (32, 32), 2))
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        labels = rng.integers(2, size=self.samples)
+        radius = np.sqrt(rng.random(self.samples))
+        angle = 2 * np.pi * rng.uniform(0.5, 1.25) * radius + np.pi * labels
+        inputs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return standardised(inputs + rng.uniform(0, 0.08) * rng.normal(size=inputs.shape)), labels
+
+
+class Parity(_Generated):
+    """The parity of two or three among 10 to 32 bits: no linear signal, then a sudden drop (Barak et al. 2022)."""
+
+    name = "parity"
+    source = "generated: sparse parity"
+    models = (MLP(32, (64,), 16), MLP(32, (32, 32), 16))
+    sizes = (2048, 256, 512)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        length, relevant = int(rng.integers(10, 33)), int(rng.integers(2, 4))
+        bits = np.where(np.arange(32) < length, rng.choice([-1.0, 1.0], size=(self.samples, 32)), 0.0)
+        return bits, (bits[:, rng.permutation(length)[:relevant]].prod(axis=1) > 0).astype(np.int64)
+
+
+class Modular(_Generated):
+    """Addition modulo 3 to 13 of two noisy one-hot numbers: it memorises first (Power et al. 2022)."""
+
+    name = "modular"
+    source = "generated: modular addition"
+    models = Parity.models
+    sizes = Parity.sizes
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        modulus = int(rng.integers(3, 14))
+        numbers = rng.integers(modulus, size=(self.samples, 2))
+        inputs = np.concatenate([np.eye(16)[numbers[:, 0]], np.eye(16)[numbers[:, 1]]], axis=1)
+        return 2 * inputs + 0.2 * rng.normal(size=inputs.shape), numbers.sum(axis=1) % modulus
+
+
+class Logistic(_Generated):
+    """Softmax regression, convex, its inputs' covariance of condition 1 to 1e6: what preconditioning is for."""
+
+    name = "logistic"
+    source = "generated: ill-conditioned logistic regression"
+    models = (MLP(FEATURES, (), 10),)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        latent, inputs = stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
+        logits = latent @ rng.normal(size=(FEATURES, int(rng.integers(2, 11)))) * rng.uniform(0.2, 1.0)
+        return inputs, (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)  # samples of the softmax
+
+
+class Quadratic(_Generated):
+    """Least squares: a rotated quadratic whose Hessian has condition 1 to 1e6, with a floor of noise."""
+
+    name = "quadratic"
+    source = "generated: ill-conditioned least squares"
+    models = (MLP(FEATURES, (), 1),)
+    loss: LossName = "squared-error"
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        latent, inputs = stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
+        exact = latent @ rng.normal(size=(FEATURES, 1)) / np.sqrt(FEATURES)
+        return inputs, exact + 10.0 ** rng.uniform(-2, -0.5) * rng.normal(size=exact.shape)
+
+
+class Valleys(_Generated):
+    """Rosenbrock's valley with noisy gradients; the least loss there is, is the variance of the labels."""
+
+    name = "rosenbrock"
+    source = "generated: Rosenbrock's valley"
+    models = (Rosenbrock(8),)
+    loss: LossName = "squared-error"
+    spreads = False
+    initial_scales = (-1.0, 0.3)  # the valley's walls rise with the fourth power
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        factor = 1 + rng.uniform(0, 0.05) * rng.normal(size=(self.samples, 1))
+        return factor, 10.0 ** rng.uniform(-1, 0) * rng.normal(size=(self.samples, 14))
+
+
+for _family in (Mixtures(), Teachers(), Manifolds(), Spirals(), Parity(), Modular(), Logistic(), Quadratic(),
+                Valleys()):  # fmt: skip
     register(_family)

@@ -162,7 +162,7 @@ def large_task() -> Task:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(256, 1024, generator=generator)
     split = Split(inputs, torch.randint(10, (256,), generator=generator))
-    return Task("large", MLP(1024, (1024,) * 4, 10), split, split, split, 10)
+    return Task("large", MLP(1024, (1024,) * 4, 10), split, split, split)
 
 
 def measure_costs(seconds: float) -> list[dict[str, float | str]]:

@@ -30,9 +30,10 @@ class Config:
 def main(config: Config) -> None:
     shutil.rmtree(config.folder, ignore_errors=True)
     bundle = train(
-        TrainingConfig(steps=config.steps, seed=config.seed, compile=compile_where_possible()), config.folder
+        TrainingConfig(suite="demo", steps=config.steps, seed=config.seed, compile=compile_where_possible()),
+        config.folder,
     )
-    evaluation = evaluate([bundle], ("held-out", "new"), config.seeds, lanes=128, show=True)
+    evaluation = evaluate([bundle], ("demo-held-out", "demo-new"), config.seeds, lanes=64, show=True)
     report(evaluation, config.folder, {"bundles": [bundle.training]}, as_json=False)
 
 

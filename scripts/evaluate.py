@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -18,12 +18,12 @@ from tqdm import tqdm
 from loopwright.agents.bundle import load_bundle
 from loopwright.agents.competitors import tuned_competitors
 from loopwright.agents.controller import Controller
-from loopwright.agents.evaluation import run_controller
-from loopwright.agents.report import Evaluation, best_competitor, draw, ratio_table, typical_task, write_json
+from loopwright.agents.evaluation import Job, run_controller, run_jobs
+from loopwright.agents.report import Evaluation, best_competitor, draw, ratio_table, typical_tasks, write_json
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.task import get_task, get_tasks
+from loopwright.inner_tasks.task import get_tasks
 from loopwright.scripts.run import compile_where_possible, run
 
 DRAWN_SEEDS = 3
@@ -39,7 +39,7 @@ class Config:
     """Suites to evaluate on."""
     seeds: int = 10
     """Paired seeds per task."""
-    lanes: int = 128
+    lanes: int = 64
     """Inner runs side by side."""
     ledgers: bool = False
     """Write an audit log of every run of the saved policies, to ledgers/ in the folder."""
@@ -61,27 +61,19 @@ def evaluate(
     run_seeds = [1_000_000 + i for i in range(seeds)]
     traced = [(name, seed) for name in names for seed in run_seeds[:DRAWN_SEEDS]]
     controllers = [*agents, *tuned_competitors()]
-    compiler = compile_where_possible()
+    settings = EpisodeSettings(compile=compile_where_possible())
+    tasks = get_tasks(names)
     records = []
     with tqdm(total=len(controllers) * len(names) * seeds, desc="evaluate", unit="run", disable=not show) as bar:
-        for controller in controllers:
-            bar.set_postfix_str(controller.name)
-            for shape_tasks in _by_shape(names):
-                # Fusing the loop pays only where many runs share a shape.
-                compile = compiler and len(shape_tasks) * seeds >= lanes
-                records += run_controller(
-                    controller, get_tasks(shape_tasks), run_seeds, EpisodeSettings(compile=compile), lanes=lanes,
-                    traced=traced, ledgers=ledgers / controller.name if ledgers and controller in agents else None,
-                    on_run=lambda _: bar.update(),
-                )  # fmt: skip
+        common: dict[str, Any] = {"lanes": lanes, "traced": traced, "on_run": lambda _: bar.update()}
+        if ledgers is not None:
+            for agent in agents:
+                records += run_controller(agent, tasks, run_seeds, settings, ledgers=ledgers / agent.name, **common)
+        rest = controllers if ledgers is None else controllers[len(agents) :]
+        records += run_jobs(
+            [Job(c, task, seed) for c in rest for task in tasks for seed in run_seeds], settings, **common
+        )
     return Evaluation(agents[0].name, tuple(records), members)
-
-
-def _by_shape(names: list[str]) -> list[list[str]]:
-    shapes: dict[object, list[str]] = {}
-    for name in names:
-        shapes.setdefault(get_task(name).shape_key, []).append(name)
-    return list(shapes.values())
 
 
 def report(evaluation: Evaluation, folder: Path, provenance: dict[str, object], as_json: bool) -> None:
@@ -90,8 +82,7 @@ def report(evaluation: Evaluation, folder: Path, provenance: dict[str, object], 
     write_json(evaluation, folder / "evaluation.json", provenance)
     rivals = [m for m in evaluation.methods if m != evaluation.agent]
     rival = best_competitor(evaluation, rivals)
-    drawn = [typical_task(evaluation, suite, rival) for suite in evaluation.suites if suite != "new"]
-    drawn += [name for name in evaluation.suites.get("new", ()) if name.endswith(":0")]
+    drawn = list(dict.fromkeys(task for suite in evaluation.suites for task in typical_tasks(evaluation, suite, rival)))
     draw(evaluation, rival, drawn, folder / "evaluation.png")
     if as_json:
         print(json.dumps(evaluation.as_dict(provenance)))

@@ -9,10 +9,11 @@ COMMANDS = {
     "demo": "train an agent for a few minutes and evaluate it on tasks it never saw",
     "train": "train a controller on a suite",
     "evaluate": "evaluate saved policies against tuned competitors",
-    "tasks": "list the task families",
+    "tasks": "list the task families, or the sources of their data",
     "replay": "execute an audit log again, or show it",
     "bench": "measure the engine's speed",
     "calibrate": "find the targets of a suite's tasks",
+    "scores": "train every family with default AdamW, and write docs/tasks.md",
     "tune": "tune the competitors on the training suite",
 }
 

@@ -1,4 +1,4 @@
-"""List the task families: their shapes, splits, where their data comes from, and which suite uses them."""
+"""List the task families: their shapes, splits, and which suite uses them; or where their data comes from."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from loopwright.inner_tasks.datasets import SOURCES, missing
 from loopwright.inner_tasks.suites import suites
 from loopwright.inner_tasks.targets import calibrated_names
 from loopwright.inner_tasks.task import SPLITS, families
@@ -16,6 +17,8 @@ from loopwright.scripts.run import run
 
 @dataclass
 class Config:
+    sources: bool = False
+    """List the real data instead: packages, extras and licences."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -27,29 +30,55 @@ def rows() -> list[dict[str, Any]]:
         {
             "family": name,
             "kind": family.kind,
-            "model": str(family.model),
-            "parameters": sum(p.numel() for p in family.model.build().parameters()),
+            "models": [str(model) for model in family.models],
+            "parameters": [sum(p.numel() for p in model.build().parameters()) for model in family.models],
+            "loss": family.loss,
             "splits": dict(zip(SPLITS, family.sizes, strict=True)),
             "suites": [suite.name for suite in suites().values() if name in suite.families],
             "calibrated_tasks": calibrated.count(name),
             "source": family.source,
+            "requires": family.requires,
         }
         for name, family in families().items()
     ]
 
 
+def source_rows() -> list[dict[str, Any]]:
+    """One row per data source."""
+    return [
+        {
+            "source": name,
+            "package": source.package,
+            "extra": source.extra,
+            "installed": missing(name) is None,
+            "licence": source.licence,
+            "about": source.about,
+        }
+        for name, source in SOURCES.items()
+    ]
+
+
 def main(config: Config) -> None:
+    found = source_rows() if config.sources else rows()
     if config.json:
-        print(json.dumps(rows(), indent=1))
+        print(json.dumps(found, indent=1))
         return
-    table = Table(title="task families")
-    for heading in ("family", "kind", "model", "parameters", "train/control/target", "suites", "targets", "source"):
-        table.add_column(heading)
-    for row in rows():
-        splits = "/".join(str(size) for size in row["splits"].values())
-        table.add_row(row["family"], row["kind"], row["model"], str(row["parameters"]), splits,
-                      ", ".join(row["suites"]), str(row["calibrated_tasks"]), row["source"])  # fmt: skip
-    Console(width=max(120, Console().width)).print(table)
+    if config.sources:
+        table = Table("source", "package", "extra", "installed", "licence", "about", title="data inside packages")
+        for row in found:
+            table.add_row(row["source"], row["package"], row["extra"] or "(core)", "yes" if row["installed"] else "no",
+                          row["licence"], row["about"])  # fmt: skip
+    else:
+        table = Table("family", "kind", "models", "parameters", "loss", "train/control/target", "suites", "targets",
+                      "source", title="task families")  # fmt: skip
+        for row in found:
+            table.add_row(
+                row["family"], row["kind"], "\n".join(row["models"]), "\n".join(map(str, row["parameters"])),
+                row["loss"],
+                "/".join(str(size) for size in row["splits"].values()), ", ".join(row["suites"]),
+                str(row["calibrated_tasks"]), row["source"],
+            )  # fmt: skip
+    Console(width=max(160, Console().width)).print(table)
 
 
 if __name__ == "__main__":

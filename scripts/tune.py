@@ -11,9 +11,10 @@ from datetime import date
 from tqdm import tqdm
 
 from loopwright.agents.competitors import COMPETITORS, TUNED_FILE, TUNING_SEEDS, describe, tune
+from loopwright.agents.controller import Controller
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.task import get_tasks
+from loopwright.inner_tasks.task import Task, get_tasks
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -27,13 +28,21 @@ class Config:
     """Tasks of the training suite they are tried on."""
 
 
+def tune_one(
+    kind: str, configurations: int, tasks: list[Task], settings: EpisodeSettings
+) -> tuple[Controller, float, int]:
+    """``competitors.tune`` with a progress bar."""
+    runs = configurations * len(tasks) * len(TUNING_SEEDS)
+    with tqdm(total=runs, desc=kind, unit="run") as bar:
+        return tune(kind, configurations, tasks, settings, on_run=lambda _: bar.update())
+
+
 def main(config: Config) -> None:
     names = get_suite("train").tasks()[: config.tasks]
     settings = EpisodeSettings(compile=compile_where_possible())
     stored = json.loads(TUNED_FILE.read_text())["competitors"] if TUNED_FILE.exists() else {}
     for kind in config.kinds:
-        with tqdm(total=config.configurations, desc=kind, unit="configuration") as bar:
-            winner, cost, decisions = tune(kind, config.configurations, get_tasks(names), settings, on_tried=bar.update)
+        winner, cost, decisions = tune_one(kind, config.configurations, get_tasks(names), settings)
         stored[kind] = {
             "settings": describe(winner),
             "geometric_budget_share": round(cost, 4),

@@ -8,7 +8,9 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +92,16 @@ def test_a_knob_is_added_in_one_place_as_contributing_says(tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+def test_a_family_is_added_as_contributing_says() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (example,) = re.findall(r"```python\n(from [^`]*?class Rings.*?)```", text, flags=re.S)
+    namespace: dict[str, Any] = {"np": np}
+    exec(example, namespace)
+    family = namespace["Rings"]()
+    assert [len(getattr(family.plain(), split)) for split in ("train", "control", "target")] == [512, 64, 256]
+    assert len({family.task(seed).model for seed in range(8)}) == 2
 
 
 def readme_examples() -> list[str]:

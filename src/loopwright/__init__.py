@@ -6,7 +6,7 @@ from loopwright.envs.calibration import calibrate
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.plan import LoopPlan
 from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
-from loopwright.inner_tasks import Task, TaskFamily, families, get_suite, get_task, suites
+from loopwright.inner_tasks import Task, TaskFamily, families, get_suite, get_task, make_task, suites
 from loopwright.inner_tasks.errors import LoopwrightError
 
 ENVIRONMENT_IDS = {
@@ -38,6 +38,7 @@ __all__ = [
     "families",
     "get_suite",
     "get_task",
+    "make_task",
     "suites",
 ]
 __version__ = "0.1.0"

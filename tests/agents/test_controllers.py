@@ -8,15 +8,24 @@ import pytest
 import torch
 
 from loopwright.agents.bundle import Bundle
-from loopwright.agents.competitors import COMPETITORS, candidates, describe, from_description, tuned_competitors
+from loopwright.agents.competitors import (
+    COMPETITORS,
+    TUNING_SEEDS,
+    candidates,
+    describe,
+    from_description,
+    geometric_cost,
+    tune,
+    tuned_competitors,
+)
 from loopwright.agents.controller import Constant, Controller, Cosine, OpenLoop, ReduceOnPlateau, View
-from loopwright.agents.evaluation import RunRecord, run_controller
+from loopwright.agents.evaluation import Job, RunRecord, run_controller, run_jobs
 from loopwright.agents.statistics import cost_ratio, paired_log_ratios
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans
-from loopwright.inner_tasks import Task
+from loopwright.inner_tasks import Task, get_task
 from loopwright.inner_tasks.errors import LoopwrightError
 
 SHORT = EpisodeSettings(budget_factor=0.5)
@@ -77,6 +86,35 @@ def test_runs_are_paired_and_do_not_depend_on_the_lanes(small_task: Task) -> Non
         assert record.final_loss == pytest.approx(by_seed[record.seed].final_loss, rel=1e-3)
     assert not by_seed[1].trace
     assert by_seed[2].trace[-1]["loss"] == by_seed[2].final_loss
+
+
+def test_runs_of_several_controllers_and_tasks_in_one_batch_are_the_runs_they_are_alone(small_task: Task) -> None:
+    other_task = get_task("digits-conv:0")
+    controllers = [
+        Constant(LoopPlan(learning_rate=3e-3), name="first"),
+        Cosine(LoopPlan(learning_rate=1e-2), horizon=0.5, name="second"),
+        ReduceOnPlateau(LoopPlan(learning_rate=1e-2), patience=0, name="third"),
+    ]
+    jobs = [Job(c, task, seed) for seed in (1, 2) for c in controllers for task in (small_task, other_task)]
+    seen: list[RunRecord] = []
+    mixed = run_jobs(jobs, SHORT, lanes=3, on_run=seen.append)
+    assert sorted(map(repr, seen)) == sorted(map(repr, mixed))
+    assert [(r.method, r.task, r.seed) for r in mixed] == [(j.controller.name, j.task.name, j.seed) for j in jobs]
+    for controller in controllers:
+        for task in (small_task, other_task):
+            alone = run_controller(controller, [task], [1, 2], SHORT)
+            own = [r for r in mixed if (r.method, r.task) == (controller.name, task.name)]
+            assert [(r.seed, r.outcome, r.cost) for r in own] == [(r.seed, r.outcome, r.cost) for r in alone]
+            assert [r.final_loss for r in own] == pytest.approx([r.final_loss for r in alone], rel=1e-3)
+
+
+def test_tuning_finds_the_cheapest_candidate(small_task: Task) -> None:
+    tried = list(candidates("constant", 4))
+    costs = [geometric_cost(run_controller(c, [small_task], TUNING_SEEDS, SHORT)) for c in tried]
+    winner, cost, decisions = tune("constant", 4, [small_task], SHORT)
+    assert cost == pytest.approx(min(costs), rel=1e-3)
+    assert describe(winner) == describe(tried[costs.index(min(costs))])
+    assert decisions > 0
 
 
 def test_a_wrapped_competitor_ties_with_itself(small_task: Task) -> None:

@@ -16,6 +16,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import loopwright
 from loopwright.envs.knobs import KNOBS
 from loopwright.envs.observation import FEATURES, OBSERVATION_NAMES
+from loopwright.envs.plan import ROW, LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
 from loopwright.inner_tasks.errors import InvalidActionError, LoopwrightError, UncalibratedTaskError
@@ -153,6 +154,23 @@ def test_worker_processes(context: str) -> None:
 
 def make_quick() -> gym.Env:
     return gym.make("loopwright:loopwright/TrainingLoop-v0", **QUICK)
+
+
+def test_episodes_start_from_learning_rates_spread_as_asked() -> None:
+    plan = LoopPlan(learning_rate=1e-3)
+    env = TrainingLoopEnv(tasks=["breast-cancer:0"], plan=plan, plan_spread=0.5)
+    rates = [env.reset(seed=seed)[1]["plan"]["learning_rate"] for seed in range(20)]
+    assert all(1e-3 / 3.17 < rate < 1e-3 * 3.17 for rate in rates)
+    assert max(rates) / min(rates) > 3
+    assert env.reset(seed=3)[1]["plan"]["learning_rate"] == rates[3]
+    assert len({TrainingLoopEnv(tasks=["breast-cancer:0"], plan=plan).reset(seed=s)[1]["plan"]["learning_rate"]
+                for s in range(3)}) == 1  # fmt: skip
+    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:0"], plan=plan, plan_spread=0.5)
+    vector.reset(seed=3)
+    ((_, batch, _),) = vector._groups
+    assert float(batch.plans[ROW["learning_rate"], 0]) == pytest.approx(rates[3])
+    with pytest.raises(LoopwrightError, match=r"plan_spread must lie in \[0, 2\].*got -1"):
+        TrainingLoopEnv(plan_spread=-1)
 
 
 def test_render_draws_the_run() -> None:

@@ -230,7 +230,7 @@ def run_observations(task: Task) -> np.ndarray:
 def test_no_observation_depends_on_the_target_split(small_task: Task) -> None:
     shuffled = Split(small_task.target.inputs.flip(0) * 3, 1 - small_task.target.labels)
     blind = Task(small_task.name, small_task.model, small_task.train, small_task.control, shuffled,
-                 small_task.classes, small_task.initial_scale, small_task.calibration)  # fmt: skip
+                 small_task.loss, small_task.initial_scale, small_task.calibration)  # fmt: skip
     np.testing.assert_array_equal(run_observations(small_task), run_observations(blind))
 
 

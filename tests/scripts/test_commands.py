@@ -1,6 +1,8 @@
 """The commands, run as a user runs them."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +71,65 @@ def test_tasks_lists_every_family(tmp_path: Path) -> None:
     assert families["digits-conv"]["kind"] == "image"
     assert families["breast-cancer"]["splits"] == {"train": 320, "control": 96, "target": 152}
     assert all(row["source"] for row in families.values())
+    assert len(families) >= 20
+    assert families["mixtures"]["models"][1].startswith("MLP(")
     table = loopwright("tasks", cwd=tmp_path)
     assert all(name in table.stdout for name in families)
+
+
+def test_tasks_lists_where_data_comes_from(tmp_path: Path) -> None:
+    listed = loopwright("tasks", "--sources", "--json", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    sources = {row["source"]: row for row in json.loads(listed.stdout)}
+    assert sources["mnist"]["extra"] == "image"
+    assert sources["digits"]["extra"] is None
+    assert all(row["licence"] and row["package"] and row["installed"] for row in sources.values())
+    table = loopwright("tasks", "--sources", cwd=tmp_path)
+    assert all(name in table.stdout for name in sources)
+
+
+def test_scores_trains_families_and_writes_their_page(tmp_path: Path) -> None:
+    arguments = ("--families", "breast-cancer", "diabetes", "--samples", "6000", "--draws", "2", "--docs", "pages")
+    written = loopwright("scores", *arguments, cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    scores = {row["family"]: row for row in json.loads((tmp_path / "pages/results/scores.json").read_text())}
+    assert scores["breast-cancer"]["metric"] > 0.9
+    assert 0.2 < scores["diabetes"]["metric"] < 0.7
+    rows = (tmp_path / "pages/tasks.md").read_text().splitlines()
+    assert f"{scores['breast-cancer']['metric']:.3f}" in next(row for row in rows if "`breast-cancer`" in row)
+    assert sum("`mnist-mlp`" in row for row in rows) == 1  # listed, not trained
+
+
+def test_calibration_stores_what_it_can_find_again(tmp_path: Path) -> None:
+    """In a copy of the package, whose targets are its own."""
+    shutil.copytree(
+        ROOT, tmp_path / "tree", symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "docs", "tests")
+    )
+    tree = tmp_path / "tree"
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PATH": ""}  # no compiler: it would not pay
+
+    def calibrate(*options: str) -> subprocess.CompletedProcess[str]:
+        tasks = ("--tasks", "rosenbrock:7", "quadratic:3")
+        command = [sys.executable, "-W", "ignore", "-m", "loopwright.scripts.main", "calibrate", *tasks, *options]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    stored = tree / "inner_tasks" / "targets.json"
+    stored.unlink()
+    first = calibrate()
+    assert first.returncode == 0, first.stderr
+    content = json.loads(stored.read_text())
+    assert {*content["targets"], *content["dropped"]} == {"rosenbrock:7", "quadratic:3"}
+    assert content["provenance"]["seeds"]["search"] != content["provenance"]["seeds"]["rerun"]
+    assert "2 tasks came out the same" in calibrate("--check").stdout
+    content["targets"]["quadratic:3"]["target"] *= 1.005
+    content["targets"]["quadratic:3"]["curve"][-1][1] *= 1.005
+    stored.write_text(json.dumps(content))
+    other = calibrate("--check")
+    assert other.returncode == 1
+    assert "quadratic:3: stored" in other.stdout
+    resumed = calibrate()  # nothing is left to do
+    assert json.loads(stored.read_text()) == content
+    assert resumed.returncode == 0
 
 
 def test_bench_measures_costs(tmp_path: Path) -> None:
@@ -100,6 +159,9 @@ def test_bench_reports_every_figure(tmp_path: Path) -> None:
         (["evaluate", "nothing.safetensors"], "no bundle at nothing.safetensors"),
         (["calibrate", "--suite", "nope"], "unknown suite 'nope'"),
         (["train", "--resume"], "nothing to resume"),
+        (["calibrate", "--tasks", "digits-mlp:999999", "--check"], "no target stored for digits-mlp:999999"),
+        (["scores", "--families", "imagenet"], "unknown task family 'imagenet'"),
+        (["scores", "--samples", "0"], "samples must be 1 or more, got 0"),
         (["fly"], "unknown command 'fly'"),
         (["replay", "nothing.jsonl"], "cannot read ledger nothing.jsonl"),
         (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
@@ -120,7 +182,7 @@ def test_unknown_settings_are_errors(tmp_path: Path) -> None:
 
 
 def test_scripts_run_as_files(tmp_path: Path) -> None:
-    for name in ("train", "evaluate", "tasks", "bench", "calibrate", "tune", "demo", "replay"):
+    for name in ("train", "evaluate", "tasks", "bench", "calibrate", "tune", "demo", "replay", "scores"):
         command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / f"{name}.py"), "--help"]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr

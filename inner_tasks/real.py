@@ -1,0 +1,170 @@
+"""Families on real data (``datasets.py``). Every draw takes new random splits of the data, besides its variation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loopwright.inner_tasks.datasets import PICTURES, SOURCES, SPEECH_SYMBOLS, WORD_LENGTH, WORD_SYMBOLS, Arrays, load
+from loopwright.inner_tasks.losses import LossName
+from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Transformer
+from loopwright.inner_tasks.synthetic import VECTOR_MODELS, standardised
+from loopwright.inner_tasks.task import Kind, TaskFamily, register
+
+Array = npt.NDArray[Any]
+Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[Array, Array]]
+SIGNAL = 128  # samples of a time series, after resampling
+WINDOW = 24  # letters of a speech that a language model sees
+PATCH = 16  # pixels along the side of a piece of a picture
+
+
+class RealFamily(TaskFamily):
+    """A family on one data source; ``draw`` of the others is a function ``(rng, arrays, sizes)``."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        requires: str,
+        models: tuple[ModelSpec, ...],
+        sizes: tuple[int, int, int],
+        prepare: Draw,
+        known: str,
+        loss: LossName = "cross-entropy",
+    ) -> None:
+        self.name, self.kind, self.requires, self.models, self.sizes = name, kind, requires, models, sizes
+        self.prepare, self.known, self.loss = prepare, known, loss
+        self.source = f"{SOURCES[requires].package}: {SOURCES[requires].about}"
+        self.spreads = kind == "tabular"
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        assert self.requires is not None
+        return self.prepare(rng, load(self.requires), self.sizes)
+
+
+def columns(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """A table: every column standardised, and so is what is to be predicted where it is a number."""
+    chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
+    inputs, labels = arrays["inputs"][chosen].astype(np.float64), arrays["labels"][chosen]
+    inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-6)
+    return inputs, labels if labels.dtype == np.uint8 else standardised(labels)[:, None]
+
+
+def images(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Images standardised as a whole; 28x28 pixels averaged to 14x14."""
+    chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
+    inputs = arrays["inputs"][chosen].astype(np.float64)
+    if inputs.shape[1] == 28 * 28:
+        inputs = inputs.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
+    return standardised(inputs), arrays["labels"][chosen]
+
+
+def patches(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Which picture a piece is from. The splits take theirs from parts of the pictures that do not overlap."""
+    inputs, labels = [], []
+    begins, ends = (0.0, 0.6, 0.75), (0.6, 0.75, 1.0)
+    for size, begin, end in zip(sizes, begins, ends, strict=True):
+        for label in rng.integers(len(PICTURES), size=size):
+            picture = arrays[PICTURES[label]]
+            height, width = picture.shape
+            x = rng.integers(int(begin * width), int(end * width) - PATCH + 1)
+            y = rng.integers(height - PATCH + 1)
+            inputs.append(picture[y : y + PATCH, x : x + PATCH])
+            labels.append(label)
+    return standardised(np.stack(inputs).astype(np.float64)), np.array(labels)
+
+
+def spectra(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """The same pieces by the logarithm of their spectrum, which does not depend on where in a piece something lies."""
+    inputs, labels = patches(rng, arrays, sizes)
+    power = np.log(1e-3 + np.abs(np.fft.rfft2(inputs)))
+    return standardised(power.reshape(len(power), -1)), labels
+
+
+def coordinates(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """A square of a photograph: from where a pixel is to its colour, through random Fourier features (Tancik 2020)."""
+    photograph = arrays[str(rng.choice(["china", "flower"]))]
+    side = int(rng.integers(128, 428))
+    corner = [rng.integers(length - side + 1) for length in photograph.shape[:2]]
+    place = rng.permutation(side * side)[: sum(sizes)]
+    row, column = place // side, place % side
+    colours = photograph[corner[0] + row, corner[1] + column] / 255.0
+    frequencies = rng.normal(size=(2, 32)) * rng.uniform(1.0, 3.0)
+    phase = 2 * np.pi * np.stack([row, column], axis=1) / side @ frequencies
+    return standardised(np.concatenate([np.sin(phase), np.cos(phase)], axis=1)), standardised(colours)
+
+
+def series(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Time series resampled to one length, each standardised by itself."""
+    chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
+    whole = arrays["inputs"][chosen]
+    at = np.linspace(0, whole.shape[1] - 1, SIGNAL)
+    inputs = np.stack([np.interp(at, np.arange(whole.shape[1]), own) for own in whole])
+    inputs = inputs - inputs.mean(axis=1, keepdims=True)
+    return inputs / np.maximum(inputs.std(axis=1, keepdims=True), 1e-6), arrays["labels"][chosen]
+
+
+def windows(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Pieces of speeches, and the same one letter on. No speech is in two splits."""
+    text, ends = arrays["text"], arrays["ends"]
+    begins = np.concatenate([[0], ends[:-1]])
+    order = rng.permutation(len(ends))
+    first, second = int(0.7 * len(order)), int(0.85 * len(order))
+    places = []
+    for size, own in zip(sizes, (order[:first], order[first:second], order[second:]), strict=True):
+        room = ends[own] - begins[own] - WINDOW
+        speech = rng.choice(own, size=size, p=room / room.sum())
+        places.append(begins[speech] + (rng.random(size) * (ends[speech] - begins[speech] - WINDOW)).astype(np.int64))
+    at = np.concatenate(places)[:, None] + np.arange(WINDOW + 1)
+    return text[at[:, :-1]], text[at[:, 1:]]
+
+
+def words(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    chosen = rng.permutation(len(arrays["tokens"]))[: sum(sizes)]
+    return arrays["tokens"][chosen], arrays["labels"][chosen]
+
+
+def bags(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Words as counts of their letters, and of the letters they end in."""
+    tokens, labels = words(rng, arrays, sizes)
+    units = np.eye(len(WORD_SYMBOLS))[tokens][..., 1:]
+    return standardised(np.concatenate([units.sum(axis=1), units[:, -1], units[:, -2]], axis=1)), labels
+
+
+_LETTERS, _SYMBOLS = len(WORD_SYMBOLS), len(SPEECH_SYMBOLS)
+_SPEECH_LOSS = "loss 1.07, 6-grams of all the text"
+_GRU = RecurrentNet(WINDOW, _SYMBOLS, 48, 1, _SYMBOLS, every_step=True, tokens=True)
+_TRANSFORMER = Transformer(WINDOW, _SYMBOLS, 32, 2, 1, _SYMBOLS, every_step=True, tokens=True)
+_WORD_GRU = RecurrentNet(WORD_LENGTH, _LETTERS, 32, 1, 5, tokens=True)
+_SIZES, _CONV_SIZES, _SPEECH_SIZES = (2048, 256, 512), (4096, 256, 256), (4096, 128, 256)
+
+# What is known to be reachable is from the literature of each data set, or was measured with scikit-learn.
+for _family in (
+    RealFamily("digits-mlp", "image", "digits", VECTOR_MODELS, (1024, 256, 512), images, "0.97"),
+    RealFamily("digits-conv", "image", "digits", (ConvNet(8, (8, 16), 10),), (1024, 256, 256), images, "0.97"),
+    RealFamily("mnist-mlp", "image", "mnist", (MLP(196, (48,), 10),), (4096, 256, 512), images, "0.935"),
+    RealFamily("mnist-conv", "image", "mnist", (ConvNet(14, (8, 16), 10),), _CONV_SIZES, images, "0.95"),
+    RealFamily("patches-mlp", "image", "pictures", (MLP(256, (48,), 8),), _SIZES, patches, "0.43"),
+    RealFamily("patches-fft", "image", "pictures", (MLP(144, (48,), 8),), _SIZES, spectra, "0.67"),
+    RealFamily("coordinates", "image", "photographs", (MLP(64, (32, 32), 3),), _SIZES, coordinates,
+               "0.88, whole photograph", "squared-error"),
+    RealFamily("speeches-gru", "text", "speeches", (_GRU,), _SPEECH_SIZES, windows, _SPEECH_LOSS),
+    RealFamily("speeches-transformer", "text", "speeches", (_TRANSFORMER,), _SPEECH_SIZES, windows, _SPEECH_LOSS),
+    RealFamily("words-gru", "text", "words", (_WORD_GRU,), _CONV_SIZES, words, "0.62"),
+    RealFamily("words-bag", "text", "words", (MLP(78, (48,), 5, "gelu"),), (4096, 256, 512), bags,
+               "0.62 with the order of the letters"),
+    RealFamily("breast-cancer", "tabular", "breast-cancer", (MLP(30, (32, 32), 2, "tanh"),), (320, 96, 152), columns,
+               "0.96"),
+    RealFamily("diabetes", "tabular", "diabetes", (MLP(10, (32, 32), 1),), (256, 64, 120), columns, "0.36",
+               "squared-error"),
+    RealFamily("segments", "tabular", "segments", (MLP(18, (32, 32), 7),), (1536, 256, 512), columns, "0.95"),
+    RealFamily("bananas", "tabular", "bananas", (MLP(2, (32, 32), 2, "tanh"),), _SIZES, columns, "0.87"),
+    RealFamily("phishing", "tabular", "phishing", (MLP(9, (32, 32), 2),), (736, 128, 256), columns, "0.91"),
+    RealFamily("abalone", "tabular", "abalone", (MLP(10, (32, 32), 1),), _SIZES, columns, "0.58", "squared-error"),
+    RealFamily("osuleaf", "time series", "osuleaf", (ConvNet(SIGNAL, (8, 16, 16), 6, dimensions=1),), (256, 64, 120),
+               series, "0.54"),
+    RealFamily("acsf1", "time series", "acsf1", (ConvNet(SIGNAL, (8, 16, 16), 10, dimensions=1),), (120, 24, 56),
+               series, "0.76"),
+):  # fmt: skip
+    register(_family)

@@ -1,0 +1,65 @@
+"""Every family, with every one of its models, under every knob set; and what the largest one takes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from loopwright.envs.cost import measure_cost
+from loopwright.envs.episodes import EpisodeSettings
+from loopwright.envs.knobs import KNOB_SETS
+from loopwright.envs.lanes import Lanes
+from loopwright.envs.training_loop import TrainingLoopEnv
+from loopwright.inner_tasks import Calibration, families
+
+QUICK = EpisodeSettings(ticks_per_decision=2)
+CURVE = Calibration(0.01, 5000.0, ((100.0, 1.0), (5000.0, 0.01)))
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_model_takes_a_decision_under_every_knob_set(name: str) -> None:
+    family = families()[name]
+    tasks = [family.plain(0, shape).with_calibration(CURVE) for shape in range(len(family.models))]
+    for knobs in KNOB_SETS:
+        env = TrainingLoopEnv(tasks=tasks, knobs=knobs, settings=QUICK)
+        for task in tasks:
+            env.reset(seed=0, options={"task": task})
+            env.action_space.seed(1)
+            observation, reward, _, _, info = env.step(env.action_space.sample())
+            assert info["task"] == task.name
+            assert np.isfinite(observation).all()
+            assert np.isfinite([reward, info["loss"], info["metric"]]).all()
+
+
+MEASURE = """
+import resource, sys
+from loopwright.envs.lanes import Lanes
+from loopwright.envs.plan import LoopPlan, stack_plans
+from loopwright.inner_tasks import families
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+task = families()[sys.argv[1]].plain()
+before = peak()
+lanes = Lanes(task, 64)
+lanes.load(range(64), [task] * 64, range(64))
+lanes.run(stack_plans([LoopPlan()] * 64), 2)
+lanes.evaluate("control"), lanes.evaluate("target")
+print((peak() - before) / 1e6)
+"""
+
+
+def test_64_lanes_of_the_largest_families_stay_under_2_gigabytes() -> None:
+    """Those with the most to hold, and those with the most to compute, each in a process of its own."""
+    held = {}
+    for name, family in families().items():
+        lanes = Lanes(family.plain(), 1)
+        tensors = [*lanes.state.tensors(), *(tensor for pair in lanes.splits.values() for tensor in pair)]
+        held[name] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    computed = {
+        name: len(family.plain().target) * measure_cost(family.models[0]).flops for name, family in families().items()
+    }
+    largest = {max(sizes, key=sizes.__getitem__) for sizes in (held, computed)}
+    for name in largest:
+        command = [sys.executable, "-W", "ignore", "-c", MEASURE, name]
+        gigabytes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1e3
+        assert 0.05 < gigabytes < 2, name

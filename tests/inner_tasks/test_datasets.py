@@ -1,0 +1,116 @@
+"""Real data: checked, cached, and refused in words."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loopwright.inner_tasks import datasets
+from loopwright.inner_tasks.datasets import SOURCES, digest, load, missing
+from loopwright.inner_tasks.errors import DataError, UnknownNameError
+
+CACHED = "phishing"  # the smallest that is kept in the cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of one's own, and nothing remembered from before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load.cache_clear()
+    yield tmp_path / "loopwright"
+    load.cache_clear()
+
+
+def damage(kept: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(kept, **arrays)
+    load.cache_clear()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_array_is_the_one_on_record(name: str) -> None:
+    recorded = json.loads(datasets.CHECKSUMS_FILE.read_text())[name]
+    arrays = load(name)
+    assert {key: digest(array) for key, array in arrays.items()} == recorded
+    assert SOURCES[name].licence
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(arrays.values()))[0] = 0
+
+
+def test_a_digest_sees_values_shape_and_type() -> None:
+    array = np.arange(6)
+    others = [array + 1, array.reshape(2, 3), array.astype(np.int32)]
+    assert len({digest(a) for a in [array, *others]}) == 4
+    assert digest(np.arange(12)[::2]) == digest(np.arange(12)[::2].copy())
+
+
+def test_data_is_parsed_once_and_kept_where_xdg_says(cache: Path) -> None:
+    first = load(CACHED)
+    (kept,) = cache.iterdir()
+    assert kept.suffix == ".npz"
+    changed = kept.stat().st_mtime_ns
+    load.cache_clear()
+    again = load(CACHED)
+    assert kept.stat().st_mtime_ns == changed
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    load("digits")
+    assert list(cache.iterdir()) == [kept]  # what scikit-learn brings needs no cache
+
+
+def test_a_corrupt_cache_is_named_and_what_to_do(cache: Path) -> None:
+    load(CACHED)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    for content in (whole[:100], b"", whole[:-200] + bytes(200)):
+        kept.write_bytes(content)
+        load.cache_clear()
+        with pytest.raises(DataError, match=f"{kept.name}.*delete it"):
+            load(CACHED)
+
+
+def test_a_wrong_checksum_is_refused_wherever_the_data_is_from(cache: Path) -> None:
+    arrays = dict(load(CACHED))
+    (kept,) = cache.iterdir()
+    damage(kept, arrays | {"labels": arrays["labels"] ^ 1})
+    with pytest.raises(DataError, match=f"phishing: delete .*{kept.name}.* gives SHA-256 .* expected"):
+        load(CACHED)
+    damage(kept, {"inputs": arrays["inputs"]})
+    with pytest.raises(DataError, match="expected"):
+        load(CACHED)
+    digits = SOURCES["digits"].read()
+    with pytest.raises(DataError, match="digits: scikit-learn 9 gives SHA-256"):
+        datasets._check("digits", digits | {"labels": digits["labels"][::-1]}, "scikit-learn 9")
+
+
+def test_a_missing_package_names_the_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing(CACHED) is None
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "river", raising=False)
+    with pytest.raises(DataError, match=r"phishing needs the package river: pip install 'loopwright\[tabular\]'"):
+        load(CACHED)
+
+
+def test_a_cache_that_cannot_be_written_says_which_and_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+    load.cache_clear()
+    with pytest.raises(DataError, match=r"cannot (read|write) .*set XDG_CACHE_HOME"):
+        load(CACHED)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(locked))
+    try:
+        (locked / "probe").touch()
+    except PermissionError:
+        with pytest.raises(DataError, match=r"cannot write .*Permission denied.*set XDG_CACHE_HOME"):
+            load(CACHED)
+    load.cache_clear()
+
+
+def test_an_unknown_source_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="unknown data source 'imagenet'; known: digits"):
+        load("imagenet")
