@@ -5,6 +5,7 @@ what it paid until the first of two evaluations in a row at or below the target,
 counts as the whole budget, and as a miss.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -83,11 +84,12 @@ def run_jobs(
     settings = settings or EpisodeSettings()
     groups: dict[object, list[int]] = {}
     for number, (controller, task, _) in enumerate(jobs):
-        kind = (controller.looks, controller.rolls_back, controller.fingerprint if ledgers else None)
+        kind = (controller.looks, controller.rolls_back, (controller.name, controller.fingerprint) if ledgers else None)
         groups.setdefault((task.shape_key, kind), []).append(number)
+    of_shape = Counter(job.task.shape_key for job in jobs)
     records: dict[int, RunRecord] = {}
     for numbers in groups.values():
-        fused = settings.compile and len(numbers) >= lanes
+        fused = settings.compile and of_shape[jobs[numbers[0]].task.shape_key] >= lanes
         # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
         batch = _Runs([jobs[number] for number in numbers], replace(settings, compile=fused),
                       lanes if fused else min(lanes, len(numbers)), set(traced), ledgers)  # fmt: skip

@@ -19,9 +19,11 @@ from loopwright.envs.ledger import Author
 from loopwright.envs.observation import FEATURES, HALF_LIVES, LIMIT, OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.plan import LoopPlan, unstack_plans
 from loopwright.envs.render import Frame, draw_run
+from loopwright.inner_tasks.datasets import require
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.task import Task, get_task
+from loopwright.inner_tasks.targets import calibration_of
+from loopwright.inner_tasks.task import ShapeKey, Task, find_family, get_task
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,16 +32,34 @@ def observation_space() -> gym.spaces.Box:
     return gym.spaces.Box(-LIMIT, LIMIT, (len(OBSERVATION_NAMES),), np.float32)
 
 
-def choose_tasks(suite: str, tasks: Sequence[str | Task] | None) -> list[Task]:
-    """The tasks an environment draws from: those given, by name or as they are, or those of the suite."""
+def choose_tasks(suite: str, tasks: Sequence[str | Task] | None) -> list[str | Task]:
+    """The tasks an environment draws from: those given, by name or as they are, or those of the suite.
+
+    A task given by name is drawn when an episode needs it; whether it can be is checked here.
+    """
     if tasks is not None and len(tasks) == 0:
         raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
-    names = get_suite(suite).tasks() if tasks is None else tasks
-    chosen = [get_task(task) if isinstance(task, str) else task for task in names]
+    chosen = list(get_suite(suite).tasks() if tasks is None else tasks)
     for task in chosen:
-        if task.calibration is None:
-            raise UncalibratedTaskError(f"task {task.name} has no calibrated target; see envs.calibration.calibrate")
+        if isinstance(task, str):
+            family, _ = find_family(task)
+            if family.requires is not None:
+                require(family.requires)
+        if (calibration_of(task) if isinstance(task, str) else task.calibration) is None:
+            name = task if isinstance(task, str) else task.name
+            raise UncalibratedTaskError(f"task {name} has no calibrated target; see envs.calibration.calibrate")
     return chosen
+
+
+def drawn(task: str | Task) -> Task:
+    return get_task(task) if isinstance(task, str) else task
+
+
+def shape_of(task: str | Task) -> ShapeKey:
+    if isinstance(task, Task):
+        return task.shape_key
+    family, seed = find_family(task)
+    return family.shape_key(seed)
 
 
 def check_spread(spread: float) -> float:
@@ -180,12 +200,13 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
         super().reset(seed=seed)
-        task = self.tasks[int(self.np_random.integers(len(self.tasks)))]
+        choice = self.tasks[int(self.np_random.integers(len(self.tasks)))]
         run_seed = int(self.np_random.integers(2**31))
         for name, value in (options or {}).items():
             if name != "task":
                 raise LoopwrightError(f"unknown reset option {name!r}; known: task")
-            (task,) = choose_tasks("", [value])
+            (choice,) = choose_tasks("", [value])
+        task = drawn(choice)
         if task.shape_key not in self._batches:
             self._batches[task.shape_key] = _make_batch(task, 1, self.settings, self.knobs, self.ledgers)
         self._episode = episode = self._batches[task.shape_key]
@@ -288,9 +309,9 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             raise LoopwrightError("autoreset_mode must be NEXT_STEP or SAME_STEP, got DISABLED")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
-        shapes: dict[object, list[Task]] = {}
+        shapes: dict[ShapeKey, list[str | Task]] = {}
         for task in choose_tasks(suite, tasks):
-            shapes.setdefault(task.shape_key, []).append(task)
+            shapes.setdefault(shape_of(task), []).append(task)
         if num_envs < len(shapes):
             raise LoopwrightError(f"num_envs must be at least {len(shapes)}, one per task shape; got {num_envs}")
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
@@ -304,12 +325,12 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         self.render_mode = None
 
         settings = settings or EpisodeSettings()
-        self._groups: list[tuple[slice, EpisodeBatch, list[Task]]] = []
+        self._groups: list[tuple[slice, EpisodeBatch, list[str | Task]]] = []
         share, rest = divmod(num_envs, len(shapes))
         start = 0
         for number, members in enumerate(shapes.values()):
             stop = start + share + (number < rest)
-            batch = _make_batch(members[0], stop - start, settings, self.knobs, ledgers)
+            batch = _make_batch(drawn(members[0]), stop - start, settings, self.knobs, ledgers)
             self._groups.append((slice(start, stop), batch, members))
             start = stop
         self._generators: list[np.random.Generator] = []
@@ -388,9 +409,9 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             if not lanes:
                 continue
             generators = [self._generators[part.start + lane] for lane in lanes]
-            drawn = [(tasks[int(g.integers(len(tasks)))], int(g.integers(2**31))) for g in generators]
+            chosen = [(drawn(tasks[int(g.integers(len(tasks)))]), int(g.integers(2**31))) for g in generators]
             starts = [varied(self.plan, self.plan_spread, g) for g in generators]
-            batch.begin(lanes, [t for t, _ in drawn], [s for _, s in drawn], starts)
+            batch.begin(lanes, [t for t, _ in chosen], [s for _, s in chosen], starts)
 
     def _observations(self) -> FloatArray:
         return np.concatenate([batch.observation.numpy() for _, batch, _ in self._groups])

@@ -201,18 +201,27 @@ def load(name: str) -> Arrays:
     if name not in SOURCES:
         raise UnknownNameError("data source", name, list(SOURCES))
     source = SOURCES[name]
-    kept = _cache_folder() / f"{name}-{_recipe(name)}.npz"
-    if source.extra is None:
-        arrays = _parse(source)
-    elif kept.exists():
+    kept = _kept(name)
+    if source.extra is not None and kept.exists():
         arrays = _read_cache(kept)
         _check(name, arrays, f"delete {kept}, and it is made again; it")
     else:
-        arrays = _parse(source)
-        _write_cache(kept, arrays)
+        require(name)
+        arrays = source.read()
+        _check(name, arrays, f"{source.package} {version(source.package)}")
+        if source.extra is not None:
+            _write_cache(kept, arrays)
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
+
+
+def require(name: str) -> None:
+    """Raise ``DataError`` unless the source's package is installed, or its arrays are in the cache."""
+    source = SOURCES[name]
+    cure = missing(name)
+    if cure is not None and not _kept(name).exists():
+        raise DataError(f"data source {name} needs the package {source.package}: {cure}")
 
 
 def missing(name: str) -> str | None:
@@ -221,15 +230,6 @@ def missing(name: str) -> str | None:
     if importlib.util.find_spec(source.module) is not None:
         return None
     return f"pip install 'loopwright[{source.extra}]'"
-
-
-def _parse(source: DataSource) -> Arrays:
-    cure = missing(source.name)
-    if cure is not None:
-        raise DataError(f"data source {source.name} needs the package {source.package}: {cure}")
-    arrays = source.read()
-    _check(source.name, arrays, f"{source.package} {version(source.package)}")
-    return arrays
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -244,19 +244,16 @@ def _checksums() -> dict[str, dict[str, str]]:
     return stored
 
 
-def _recipe(name: str) -> str:
-    """Changes when the recorded checksums do, so that an old cache is not mistaken for a new one."""
-    return hashlib.sha256(json.dumps(_checksums().get(name), sort_keys=True).encode()).hexdigest()[:8]
+def _kept(name: str) -> Path:
+    """Where the arrays of a source are kept; elsewhere when the recorded checksums are others."""
+    recipe = hashlib.sha256(json.dumps(_checksums().get(name), sort_keys=True).encode()).hexdigest()[:8]
+    return platformdirs.user_cache_path("loopwright") / f"{name}-{recipe}.npz"
 
 
 def _check(name: str, arrays: Arrays, origin: str) -> None:
     found, expected = {key: digest(array) for key, array in arrays.items()}, _checksums().get(name)
     if found != expected:
         raise DataError(f"data source {name}: {origin} gives SHA-256 {found}, expected {expected}")
-
-
-def _cache_folder() -> Path:
-    return platformdirs.user_cache_path("loopwright")
 
 
 def _read_cache(path: Path) -> Arrays:

@@ -103,6 +103,7 @@ class Spirals(_Generated):
 
     name = "spirals"
     source = "generated: two spirals in the plane"
+    known = "1 without noise"
     models = (MLP(2, (32, 32), 2, "tanh"), MLP(2, (32, 32), 2))
 
     def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -118,6 +119,7 @@ class Parity(_Generated):
 
     name = "parity"
     source = "generated: sparse parity"
+    known = "1"
     models = (MLP(32, (64,), 16), MLP(32, (32, 32), 16))
     sizes = (2048, 256, 512)
 
@@ -132,6 +134,7 @@ class Modular(_Generated):
 
     name = "modular"
     source = "generated: modular addition"
+    known = "1"
     models = Parity.models
     sizes = Parity.sizes
 
@@ -160,6 +163,7 @@ class Quadratic(_Generated):
 
     name = "quadratic"
     source = "generated: ill-conditioned least squares"
+    known = "0.9 to 1, by the noise"
     models = (MLP(FEATURES, (), 1),)
     loss: LossName = "squared-error"
 
@@ -174,6 +178,7 @@ class Valleys(_Generated):
 
     name = "rosenbrock"
     source = "generated: Rosenbrock's valley"
+    known = "0, the floor of the valley"
     models = (Rosenbrock(8),)
     loss: LossName = "squared-error"
     spreads = False

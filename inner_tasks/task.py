@@ -19,6 +19,7 @@ from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks.losses import METRICS, LossName
 from loopwright.inner_tasks.models import ModelSpec, output_shape
 
+ShapeKey = tuple[ModelSpec, LossName, tuple[int, ...]]
 SPLITS: tuple[Literal["train", "control", "target"], ...] = ("train", "control", "target")
 Kind = Literal["image", "text", "tabular", "time series", "generated"]
 
@@ -118,7 +119,7 @@ class Task:
         return METRICS[self.loss]
 
     @property
-    def shape_key(self) -> tuple[ModelSpec, LossName, tuple[int, ...]]:
+    def shape_key(self) -> "ShapeKey":
         """Tasks with equal keys can share a ``Lanes``: same model, same loss, same split sizes."""
         return self.model, self.loss, tuple(len(getattr(self, name)) for name in SPLITS)
 
@@ -230,6 +231,11 @@ class TaskFamily(ABC):
         """A draw without any variation but in the data, named ``family-plain:seed``, to compare with other work."""
         return self.sample(self.generator(seed), f"{self.name}-plain:{seed}", Variation(shape))
 
+    def shape_key(self, seed: int) -> ShapeKey:
+        """That of ``task(seed)``, without drawing its data."""
+        variation = Variation.draw(self.generator(seed), len(self.models), self.initial_scales)
+        return self.models[variation.shape], self.loss, self.sizes
+
     def generator(self, seed: int) -> np.random.Generator:
         """The random numbers of draw number ``seed``. Raises ``LoopwrightError`` for a seed below 0."""
         if seed < 0:
@@ -263,16 +269,22 @@ def families() -> dict[str, TaskFamily]:
     return dict(_FAMILIES)
 
 
-@lru_cache(maxsize=1024)
-def get_task(name: str) -> Task:
-    """The task called ``family:seed``, for instance ``"digits-mlp:0"``; drawn once, then kept in memory."""
+def find_family(name: str) -> tuple[TaskFamily, int]:
+    """The family and the seed of the task called ``family:seed``, for instance ``"digits-mlp:0"``."""
     family, _, seed = name.partition(":")
     known = families()
     if family not in known:
         raise UnknownNameError("task family", family, list(known))
     if not (seed.isascii() and seed.isdigit()):
         raise LoopwrightError(f"a task is named family:seed, for instance '{family}:0'; got {name!r}")
-    return known[family].task(int(seed))
+    return known[family], int(seed)
+
+
+@lru_cache(maxsize=1024)
+def get_task(name: str) -> Task:
+    """The task called ``family:seed``; drawn once, then kept in memory."""
+    family, seed = find_family(name)
+    return family.task(seed)
 
 
 def get_tasks(names: Sequence[str]) -> list[Task]:

@@ -19,7 +19,7 @@ from loopwright.envs.episodes import EpisodeSettings
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import get_suite, suites
 from loopwright.inner_tasks.targets import read_targets, write_targets
-from loopwright.inner_tasks.task import Calibration, get_task
+from loopwright.inner_tasks.task import Calibration, find_family, get_task
 from loopwright.scripts.run import compile_where_possible, run
 
 WRITE_EVERY = 10  # tasks; what an interruption can lose
@@ -69,7 +69,8 @@ def main(config: Config) -> int:
     # One shape after the other: each needs a compiled tick, and lanes, which are then let go.
     shapes: dict[object, list[str]] = {}
     for name in todo:
-        shapes.setdefault(get_task(name).shape_key, []).append(name)
+        family, seed = find_family(name)
+        shapes.setdefault(family.shape_key(seed), []).append(name)
     different = []
     with tqdm(total=len(todo), desc="calibrate", unit="task") as bar:
         for members in shapes.values():

@@ -31,9 +31,9 @@ TICKS_BETWEEN_LOOKS = 64
 class Config:
     families: tuple[str, ...] = ()
     """Families to train; empty for all. The figures of the others stay."""
-    samples: int = 100_000
+    samples: int = 60_000
     """Samples read in each training."""
-    draws: int = 4
+    draws: int = 3
     """Draws of each family."""
     docs: Path = Path("docs")
     """Where tasks.md and results/scores.json lie."""

