@@ -40,7 +40,7 @@ from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Task, get_task
 from loopwright.scripts.run import run
 
-TASK, MICROBATCH = "mixtures:0", 16
+TASK, MICROBATCH = "mixtures:2", 16
 NAMES = {
     "lanes_compiled": "Lanes, compiled",
     "lanes_eager": "Lanes, eager",
@@ -202,7 +202,7 @@ def wild_runs(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dic
     How many were ended by divergence, how many end in ruins (a target loss that is not finite, or ten times what it was
     before training) or with weights that are not finite, and how often the guard acted.
     """
-    task = replace(get_task("breast-cancer:0"), model=MLP(30, (32, 32), 2, "relu"))
+    task = replace(get_task("breast-cancer:1"), model=MLP(30, (32, 32), 2, "relu"))
     rng, knobs = np.random.default_rng(0), KnobSet("all")
     settings = EpisodeSettings(guard=guard)
     batch = EpisodeBatch(task, lanes, settings, rolls_back=True, ledgers=ledgers, author=Author("random actions"))

@@ -68,7 +68,7 @@ USE_OF_THE_NEW_KNOB = """
 import loopwright
 from gymnasium.utils.env_checker import check_env
 from loopwright.envs.observation import OBSERVATION_NAMES
-env = loopwright.TrainingLoopEnv(tasks=["breast-cancer:0"], settings=loopwright.EpisodeSettings(budget_factor=0.4))
+env = loopwright.TrainingLoopEnv(tasks=["breast-cancer:1"], settings=loopwright.EpisodeSettings(budget_factor=0.4))
 check_env(env)
 assert "plan_second_momentum" in OBSERVATION_NAMES
 assert "| `second_momentum` | 1 - beta2" in loopwright.TrainingLoopEnv.__doc__

@@ -32,7 +32,7 @@ SMALL_PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1}
 def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: type, action: str) -> None:
     envs = SB3VecEnv(
         TrainingLoopVectorEnv(
-            20, tasks=["breast-cancer:0", "breast-cancer:1"], action=action, autoreset_mode="SameStep",
+            20, tasks=["breast-cancer:1", "breast-cancer:2"], action=action, autoreset_mode="SameStep",
             settings=EpisodeSettings(budget_factor=0.4, ticks_per_decision=4),
         )
     )  # fmt: skip

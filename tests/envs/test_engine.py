@@ -123,7 +123,7 @@ SEQUENCE_MODELS = {
 
 def sequence_task(model: ModelSpec) -> Task:
     """The 30 columns of a table read as 6 steps of 5; or of each step the largest, and the next to be predicted."""
-    table = get_task("breast-cancer:0")
+    table = get_task("breast-cancer:1")
     splits = {}
     for name in SPLITS:
         steps, labels = getattr(table, name).inputs.view(-1, 6, 5), getattr(table, name).labels
@@ -164,7 +164,7 @@ plans = st.builds(
 @settings(max_examples=5)
 @given(st.lists(plans, min_size=50, max_size=50))
 def test_lanes_equal_the_reference_when_the_plan_keeps_changing(chosen: list[LoopPlan]) -> None:
-    pair = Pair(get_task("breast-cancer:0"), 1)
+    pair = Pair(get_task("breast-cancer:1"), 1)
     for plan in chosen:
         pair.run([plan], 5 * plan.batch)  # five updates, or four and what the plan before had gathered
 
@@ -419,4 +419,4 @@ def test_bad_lanes_are_refused(small_task: Task) -> None:
         Lanes(small_task, 0)
     lanes = Lanes(small_task, 1)
     with pytest.raises(LoopwrightError, match="shape"):
-        lanes.load([0], [get_task("mixtures:0")], [0])
+        lanes.load([0], [get_task("mixtures:2")], [0])

@@ -24,8 +24,8 @@ from loopwright.envs.training_loop import TrainingLoopEnv, TrainingLoopVectorEnv
 from loopwright.inner_tasks import get_task
 from loopwright.inner_tasks.errors import DataError, InvalidActionError, LoopwrightError, UncalibratedTaskError
 
-QUICK = {"tasks": ["breast-cancer:0"], "settings": loopwright.EpisodeSettings(budget_factor=0.4)}
-MIXED = ["breast-cancer:0", "mixtures:100000", "mixtures:100001"]
+QUICK = {"tasks": ["breast-cancer:1"], "settings": loopwright.EpisodeSettings(budget_factor=0.4)}
+MIXED = ["breast-cancer:1", "mixtures:100000", "mixtures:100001"]
 
 
 @pytest.mark.parametrize("env_id", loopwright.ENVIRONMENT_IDS)
@@ -41,7 +41,7 @@ def test_make_imports_the_package_by_the_module_prefix() -> None:
     env = gym.make("loopwright:loopwright/TrainingLoop-v0", **QUICK)
     observation, info = env.reset(seed=1)
     assert observation in env.observation_space
-    assert info["task"] == "breast-cancer:0"
+    assert info["task"] == "breast-cancer:1"
     assert pickle.loads(pickle.dumps(env.spec)) == env.spec
     again = gym.make(env.spec)
     np.testing.assert_array_equal(again.reset(seed=1)[0], observation)
@@ -141,7 +141,7 @@ def test_make_vec_over_several_shapes_at_once() -> None:
 
 
 def test_truncation_by_step_count() -> None:
-    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:0"])
+    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:1"])
     truncated = np.array([row[3] for row in roll(envs, 8)])
     assert truncated[:, 0].tolist() == [False, False, True, False, False, False, True, False]
 
@@ -161,14 +161,14 @@ def make_quick() -> gym.Env:
 
 def test_episodes_start_from_learning_rates_spread_as_asked() -> None:
     plan = LoopPlan(learning_rate=1e-3)
-    env = TrainingLoopEnv(tasks=["breast-cancer:0"], plan=plan, plan_spread=0.5)
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan, plan_spread=0.5)
     rates = [env.reset(seed=seed)[1]["plan"]["learning_rate"] for seed in range(20)]
     assert all(1e-3 / 3.17 < rate < 1e-3 * 3.17 for rate in rates)
     assert max(rates) / min(rates) > 3
     assert env.reset(seed=3)[1]["plan"]["learning_rate"] == rates[3]
-    assert len({TrainingLoopEnv(tasks=["breast-cancer:0"], plan=plan).reset(seed=s)[1]["plan"]["learning_rate"]
+    assert len({TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan).reset(seed=s)[1]["plan"]["learning_rate"]
                 for s in range(3)}) == 1  # fmt: skip
-    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:0"], plan=plan, plan_spread=0.5)
+    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], plan=plan, plan_spread=0.5)
     vector.reset(seed=3)
     ((_, batch, _),) = vector._groups
     assert float(batch.plans[ROW["learning_rate"], 0]) == pytest.approx(rates[3])
@@ -219,11 +219,11 @@ def test_bad_requests_say_what_is_accepted() -> None:
         with pytest.raises(LoopwrightError, match=match):
             TrainingLoopVectorEnv(**kwargs)  # type: ignore[arg-type]
     with pytest.raises(UncalibratedTaskError, match="no calibrated target"):
-        TrainingLoopEnv(tasks=[loopwright.get_task("breast-cancer:0").with_calibration(None)])
+        TrainingLoopEnv(tasks=[loopwright.get_task("breast-cancer:1").with_calibration(None)])
     env = TrainingLoopEnv(knobs="core", **QUICK)
     with pytest.raises(LoopwrightError, match="before reset"):
         env.step(np.array([2, 1, 2, 1, 1]))
-    env.reset(seed=0, options={"task": "breast-cancer:1"})
+    env.reset(seed=0, options={"task": "breast-cancer:2"})
     with pytest.raises(InvalidActionError, match="out of bounds"):
         env.step(np.array([2, 1, 2, 1, 7]))
     with pytest.raises(LoopwrightError, match="unknown reset option 'tsak'"):

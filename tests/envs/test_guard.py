@@ -157,11 +157,11 @@ def test_a_schedule_keeps_the_guards_halving() -> None:
 
 def test_the_environment_tells_of_the_guard_and_can_do_without() -> None:
     plan = WILD
-    env = TrainingLoopEnv(tasks=["breast-cancer:0"], plan=plan, knobs="clip")
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan, knobs="clip")
     env.reset(seed=0)
     *_, terminated, _, info = env.step(np.array([2]))
     assert (info["verdict"], info["outcome"], terminated) == ("not finite", "running", False)
-    env = TrainingLoopEnv(tasks=["mixtures:0"], plan=plan, knobs="clip", settings=EpisodeSettings(guard=0))
+    env = TrainingLoopEnv(tasks=["mixtures:2"], plan=plan, knobs="clip", settings=EpisodeSettings(guard=0))
     env.reset(seed=0)
     *_, terminated, _, info = env.step(np.array([2]))
     assert (info["verdict"], info["outcome"], terminated) == ("fine", "diverged", True)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def write_run(folder: Path, decisions: int = 4) -> Path:
     """A ledger of a few random decisions through the environment."""
-    env = TrainingLoopEnv(tasks=["breast-cancer:0"], ledgers=folder)
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], ledgers=folder)
     env.action_space.seed(0)
     env.reset(seed=0)
     for _ in range(decisions):
@@ -51,7 +51,7 @@ def test_a_ledger_says_what_was_seen_changed_and_came_of_it(tmp_path: Path) -> N
 def test_replay_is_exact_whatever_the_batch(lanes: int, tmp_path: Path) -> None:
     settings = EpisodeSettings(budget_factor=0.4)
     envs = TrainingLoopVectorEnv(
-        lanes, tasks=["breast-cancer:0", "breast-cancer:1"], ledgers=tmp_path, settings=settings
+        lanes, tasks=["breast-cancer:1", "breast-cancer:2"], ledgers=tmp_path, settings=settings
     )
     envs.action_space.seed(1)
     envs.reset(seed=1)

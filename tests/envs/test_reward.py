@@ -95,7 +95,7 @@ def test_a_miss_and_a_divergence_are_worth_their_progress_less_the_whole_budget(
     total, _, outcome = episode_return(hard, LoopPlan())
     assert outcome == MISS
     assert total == pytest.approx(-1, abs=1e-5)
-    relu = get_task("mixtures:0").with_calibration(hard.calibration)  # tanh units would keep the loss finite
+    relu = get_task("mixtures:2").with_calibration(hard.calibration)  # tanh units would keep the loss finite
     total, batch, outcome = episode_return(relu, LoopPlan(optimizer="sgd", learning_rate=1e30))
     assert outcome == DIVERGED
     assert total == pytest.approx(-1, abs=1e-5)
@@ -138,5 +138,5 @@ def test_calibration_is_reproducible_and_reached_by_most_reruns(small_task: Task
 
 def test_a_task_without_a_target_is_no_episode(small_task: Task) -> None:
     bare = small_task.with_calibration(None)
-    with pytest.raises(UncalibratedTaskError, match=r"breast-cancer:0 has no calibrated target"):
+    with pytest.raises(UncalibratedTaskError, match=r"breast-cancer:1 has no calibrated target"):
         EpisodeBatch(bare, 1, EpisodeSettings()).begin([0], [bare], [0], [LoopPlan()])

@@ -54,9 +54,9 @@ def check_replays(ledger: Path, cwd: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert "changed" in shown.stdout
     assert "budget_left" not in shown.stdout
-    followed = loopwright("replay", str(ledger), "--open-loop", "--task", "breast-cancer:1", "--json", cwd=cwd)
+    followed = loopwright("replay", str(ledger), "--open-loop", "--task", "breast-cancer:2", "--json", cwd=cwd)
     assert followed.returncode == 0, followed.stderr
-    assert json.loads(followed.stdout)["task"] == "breast-cancer:1"
+    assert json.loads(followed.stdout)["task"] == "breast-cancer:2"
     ledger.write_bytes(ledger.read_bytes().replace(b'"verdict":"fine"', b'"verdict":"fine,"', 1))
     altered = loopwright("replay", str(ledger), cwd=cwd)
     assert altered.returncode == 2
