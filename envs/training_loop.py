@@ -313,7 +313,10 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         for task in choose_tasks(suite, tasks):
             shapes.setdefault(shape_of(task), []).append(task)
         if num_envs < len(shapes):
-            raise LoopwrightError(f"num_envs must be at least {len(shapes)}, one per task shape; got {num_envs}")
+            raise LoopwrightError(
+                f"num_envs must be at least {len(shapes)}, one per task shape; got {num_envs}. For "
+                f"fewer, give tasks of fewer shapes, or suite='demo'"
+            )
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.knobs = KnobSet(knobs, action)
         self.plan, self.plan_spread = plan or LoopPlan(), check_spread(plan_spread)

@@ -24,7 +24,7 @@ from loopwright.inner_tasks import Task
 from loopwright.inner_tasks.errors import BundleError, LoopwrightError, UnknownNameError
 
 QUICK = EpisodeSettings(budget_factor=0.4)
-TINY = {"lanes": 4, "suite": "new", "compile": False, "checkpoint_every": 64}
+TINY = {"lanes": 4, "suite": "demo-new", "compile": False, "checkpoint_every": 64}
 SMALL_PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1}
 
 

@@ -1,6 +1,8 @@
 """Reward, cost and calibration."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import DIVERGED, HIT, MISS, EpisodeBatch, EpisodeSettings
 from loopwright.envs.plan import LoopPlan
 from loopwright.envs.reward import REWARDS, Judgement, ProgressMeter
-from loopwright.inner_tasks import MLP, Calibration, ConvNet, Task, get_task
+from loopwright.inner_tasks import MLP, Calibration, ConvNet, Split, Task, get_task
 from loopwright.inner_tasks.errors import UncalibratedTaskError
+from loopwright.inner_tasks.losses import guessing_loss
+from loopwright.inner_tasks.targets import read_targets
+from loopwright.inner_tasks.task import SPLITS
 
 CURVE = Calibration(0.5, 400.0, ((100.0, 2.0), (200.0, 1.0), (400.0, 0.5)))
 
@@ -125,15 +130,40 @@ def test_the_search_covers_both_optimizers_and_all_horizons() -> None:
     assert len({c.plan.learning_rate for c in space}) == len(space) == 64
 
 
-def test_calibration_is_reproducible_and_reached_by_most_reruns(small_task: Task) -> None:
+def test_calibration_is_reproducible_and_reached_by_most_reruns() -> None:
     settings = EpisodeSettings(ticks_per_decision=4)
-    bare = small_task.with_calibration(None)
+    bare = get_task("quadratic:0").with_calibration(None)
     first, words = Calibrator(bare, settings, decisions=48).calibrate(bare)
     again, _ = Calibrator(bare, settings, decisions=48).calibrate(bare)
     assert first == again
     assert "learning_rate" in words
     assert first is not None
     assert first.curve[0][1] > first.target
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [("labels", "out of reach: .* a guess to 0.69"), ("inputs", "too short")]
+)
+def test_a_task_that_measures_nothing_is_dropped_with_the_reason(change: str, reason: str, small_task: Task) -> None:
+    """Labels that have nothing to do with the inputs; inputs that give them away at once."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {}
+    for name in SPLITS:
+        split = getattr(small_task, name)
+        labels = torch.randint(2, (len(split),), generator=generator)
+        inputs = split.inputs + (20.0 * labels[:, None] - 10 if change == "inputs" else 0.0)
+        splits[name] = Split(inputs, labels)
+    task = replace(small_task, calibration=None, **splits)  # type: ignore[arg-type]
+    calibration, why = Calibrator(task, EpisodeSettings(ticks_per_decision=4), decisions=12).calibrate(task)
+    assert calibration is None
+    assert re.search(reason, why)
+
+
+def test_a_target_lies_no_lower_than_rounding_errors() -> None:
+    floor = 1e-3 * guessing_loss("cross-entropy", get_task("spirals:2").target.labels)
+    lowest = min(calibration.target for calibration in read_targets().targets.values())
+    assert get_task("spirals:2").calibration.target >= floor * (1 - 1e-6)  # type: ignore[union-attr]
+    assert lowest > 1e-5
 
 
 def test_a_task_without_a_target_is_no_episode(small_task: Task) -> None:

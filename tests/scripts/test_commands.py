@@ -21,11 +21,12 @@ def loopwright(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_train_then_evaluate(tmp_path: Path) -> None:
-    trained = loopwright("train", "--folder", "agent", "--steps", "256", "--lanes", "16", "--no-compile", cwd=tmp_path)
+    arguments = ("--folder", "agent", "--steps", "256", "--lanes", "16", "--suite", "demo-new", "--no-compile")
+    trained = loopwright("train", *arguments, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "decision" in trained.stderr  # the progress bar
     evaluated = loopwright(
-        "evaluate", "agent/policy.safetensors", "--folder", "out", "--suites", "new", "--seeds", "1", "--ledgers",
+        "evaluate", "agent/policy.safetensors", "--folder", "out", "--suites", "demo-new", "--seeds", "1", "--ledgers",
         cwd=tmp_path,
     )  # fmt: skip
     assert evaluated.returncode == 0, evaluated.stderr
@@ -35,10 +36,10 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     ratios = result["ratios"]
     keys = {"suite", "method", "against", "unit", "point", "low", "high", "hit_rate", "against_hit_rate"}
     assert all(set(record) == keys for record in ratios)
-    assert {"new", "constant", "cosine"} <= {r["suite"] for r in ratios} | {r["against"] for r in ratios}
-    assert len(result["runs"]) == len(result["suites"]["new"]) * 6
+    assert {"demo-new", "constant", "cosine"} <= {r["suite"] for r in ratios} | {r["against"] for r in ratios}
+    assert len(result["runs"]) == len(result["suites"]["demo-new"]) * 6
     ledgers = sorted((tmp_path / "out/ledgers/agent").glob("*.jsonl"))
-    assert len(ledgers) == len(result["suites"]["new"])
+    assert len(ledgers) == len(result["suites"]["demo-new"])
     fingerprint = load_bundle(tmp_path / "agent/policy.safetensors").fingerprint
     assert read_ledger(ledgers[0]).header["author"]["fingerprint"] == fingerprint
     check_replays(ledgers[0], tmp_path)
