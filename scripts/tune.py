@@ -24,7 +24,7 @@ class Config:
     """Kinds of competitor to tune; the stored winners of the others stay."""
     configurations: int = 64
     """Configurations tried per kind."""
-    tasks: int = 32
+    tasks: int = 24
     """Tasks of the training suite they are tried on."""
 
 
