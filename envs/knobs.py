@@ -153,7 +153,7 @@ KNOBS = {
 KNOB_SETS: dict[str, tuple[str, ...]] = {
     "lr-momentum": ("lr", "momentum"),
     "clip": ("clip",),
-    "core": ("lr", "momentum", "clip", "batch", "average"),
+    "core": ("lr", "momentum", "weight_decay", "clip", "batch", "optimizer", "average"),
     "loop": ("batch", "average", "optimizer", "depth", "keep", "order", "echo", "sweep", "rollback"),
     "all": tuple(KNOBS),
 }

@@ -242,7 +242,7 @@ def test_the_environments_page_names_every_knob_and_feature() -> None:
 
 
 def test_the_knob_sets_have_their_environments() -> None:
-    sets = {"lr-momentum": 2, "clip": 1, "core": 5, "loop": 9, "all": len(KNOBS)}
+    sets = {"lr-momentum": 2, "clip": 1, "core": 7, "loop": 9, "all": len(KNOBS)}
     assert set(loopwright.ENVIRONMENT_IDS.values()) == set(sets)
     for env_id, name in loopwright.ENVIRONMENT_IDS.items():
         env = gym.make(env_id, **QUICK)
