@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from loopwright.inner_tasks.datasets import SOURCES, missing
 from loopwright.inner_tasks.suites import suites
@@ -64,13 +64,13 @@ def main(config: Config) -> None:
         print(json.dumps(found, indent=1))
         return
     if config.sources:
-        table = Table("source", "package", "extra", "installed", "licence", "about", title="data inside packages")
+        table = Table(Column("source", no_wrap=True), "package", "extra", "installed", "licence", "about")
         for row in found:
             table.add_row(row["source"], row["package"], row["extra"] or "(core)", "yes" if row["installed"] else "no",
                           row["licence"], row["about"])  # fmt: skip
     else:
-        table = Table("family", "kind", "models", "parameters", "loss", "train/control/target", "suites", "targets",
-                      "source", title="task families")  # fmt: skip
+        headings = ("kind", "models", "parameters", "loss", "train/control/target", "suites", "targets", "source")
+        table = Table(Column("family", no_wrap=True), *headings)
         for row in found:
             table.add_row(
                 row["family"], row["kind"], "\n".join(row["models"]), "\n".join(map(str, row["parameters"])),

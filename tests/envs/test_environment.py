@@ -86,7 +86,8 @@ def test_a_vector_of_environments_is_the_environments() -> None:
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(seen, [env.reset(seed=5 + i)[0] for i, env in enumerate(singles)], atol=1e-5)
     for _ in range(5):
-        actions = rng.integers([5, 3, 5, 3, 3], size=(3, 5))
+        nvec = vector.single_action_space.nvec  # type: ignore[attr-defined]
+        actions = rng.integers(nvec, size=(3, len(nvec)))
         seen, rewards, *_ = vector.step(actions)
         steps = [env.step(action) for env, action in zip(singles, actions, strict=True)]
         np.testing.assert_allclose(seen, [s[0] for s in steps], atol=2e-2)
@@ -222,10 +223,10 @@ def test_bad_requests_say_what_is_accepted() -> None:
         TrainingLoopEnv(tasks=[loopwright.get_task("breast-cancer:1").with_calibration(None)])
     env = TrainingLoopEnv(knobs="core", **QUICK)
     with pytest.raises(LoopwrightError, match="before reset"):
-        env.step(np.array([2, 1, 2, 1, 1]))
+        env.step(env.action_space.sample())
     env.reset(seed=0, options={"task": "breast-cancer:2"})
     with pytest.raises(InvalidActionError, match="out of bounds"):
-        env.step(np.array([2, 1, 2, 1, 7]))
+        env.step(np.array([*env.action_space.nvec[:-1] - 1, 7]))
     with pytest.raises(LoopwrightError, match="unknown reset option 'tsak'"):
         env.reset(options={"tsak": 1})
     with pytest.raises(LoopwrightError, match="SAME_STEP"):
