@@ -199,7 +199,7 @@ class TaskFamily(ABC):
 
     def sample(self, rng: np.random.Generator, name: str | None = None, variation: Variation | None = None) -> Task:
         """Draw a task: its variation, unless one is given, and its data."""
-        variation = variation or Variation.draw(rng, len(self.models), self.initial_scales)
+        variation = variation or self.vary(rng)
         model = self.models[variation.shape]
         inputs, labels = self.draw(rng)
         if len(inputs) != sum(self.sizes):
@@ -220,6 +220,10 @@ class TaskFamily(ABC):
         train = Split(train.inputs[row], train.labels[row])
         return Task(name or f"{self.name}:unnamed", model, train, control, target, self.loss, variation.initial_scale)
 
+    def vary(self, rng: np.random.Generator) -> Variation:
+        """What ``sample`` draws first."""
+        return Variation.draw(rng, len(self.models), self.initial_scales)
+
     def task(self, seed: int) -> Task:
         """The task named ``family:seed``, with its calibration where ``targets.json`` holds one."""
         from loopwright.inner_tasks.targets import calibration_of  # the targets are keyed by names defined here
@@ -233,8 +237,7 @@ class TaskFamily(ABC):
 
     def shape_key(self, seed: int) -> ShapeKey:
         """That of ``task(seed)``, without drawing its data."""
-        variation = Variation.draw(self.generator(seed), len(self.models), self.initial_scales)
-        return self.models[variation.shape], self.loss, self.sizes
+        return self.models[self.vary(self.generator(seed)).shape], self.loss, self.sizes
 
     def generator(self, seed: int) -> np.random.Generator:
         """The random numbers of draw number ``seed``. Raises ``LoopwrightError`` for a seed below 0."""
