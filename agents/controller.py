@@ -1,19 +1,21 @@
-"""Controllers: whatever decides the next plan. Constants, schedules, a plateau rule, and learned policies (``bundle``).
+"""Controllers: whatever decides the next plan. Here the simple ones; also ``schedules``, ``optimizers`` and ``bundle``.
 
 All of them act through the same episodes: they are shown a ``View`` and return plans. A controller that ``looks`` at
 the control split is charged for it; one that does not sees no observation.
 """
 
-import math
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
-from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.calibration import StaticConfiguration
+from loopwright.envs.knobs import KnobSet
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans
-from loopwright.inner_tasks.errors import LoopwrightError
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Controller(Protocol):
         ...
 
 
-class _Described:
+class Described:
     """A controller that is told apart by its own settings."""
 
     @property
@@ -79,7 +81,7 @@ class _Described:
         return repr(self)
 
 
-def _scaled(start: LoopPlan, factor: torch.Tensor, view: View) -> torch.Tensor:
+def scaled(start: LoopPlan, factor: torch.Tensor, view: View) -> torch.Tensor:
     """The plans so far with ``factor`` of the starting learning rate, and of what the guard has left of it."""
     plans = view.plans.clone()
     plans[ROW["learning_rate"]] = start.learning_rate * factor * view.rate_scale
@@ -87,7 +89,7 @@ def _scaled(start: LoopPlan, factor: torch.Tensor, view: View) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Constant(_Described):
+class Constant(Described):
     """Leaves the starting plan alone."""
 
     start: LoopPlan
@@ -99,66 +101,54 @@ class Constant(_Described):
 
 
 @dataclass(frozen=True)
-class Cosine(_Described):
-    """Linear warm-up over ``warm_up`` of the horizon, then cosine decay to ``final`` of the rate at ``horizon``.
+class Static(Described):
+    """A configuration of the search that set a task's target: its plan and its cosine schedule."""
 
-    ``horizon`` is a fraction of the budget, in (0, 1]; after it the rate stays. Loshchilov & Hutter 2017, eq. 5.
-    """
-
-    start: LoopPlan
-    horizon: float = 1.0
-    warm_up: float = 0.0
-    final: float = 0.02
-    name: str = "cosine"
+    configuration: StaticConfiguration
+    decisions: int
+    name: str = "static"
     looks: bool = False
 
-    def __post_init__(self) -> None:
-        for name, holds in (("horizon", 0 < self.horizon <= 1), ("warm_up", 0 <= self.warm_up < 1),
-                            ("final", 0 <= self.final <= 1)):  # fmt: skip
-            if not holds:
-                raise LoopwrightError(f"{name} of a cosine schedule must be a fraction, got {getattr(self, name)}")
+    @property
+    def start(self) -> LoopPlan:
+        return self.configuration.plan
 
     def decide(self, view: View) -> torch.Tensor:
-        share = (view.spent / self.horizon).clamp(max=1.0)
-        ramp = (share + 0.02) / max(self.warm_up, 1e-9)
-        decay = (share - self.warm_up).clamp(min=0) / (1 - self.warm_up)
-        cosine = self.final + (1 - self.final) * 0.5 * (1 + torch.cos(math.pi * decay))
-        return _scaled(self.start, torch.where(share < self.warm_up, ramp.clamp(max=1.0), cosine), view)
-
-
-@dataclass
-class ReduceOnPlateau(_Described):
-    """Multiplies the rate by ``factor`` when the control loss has not improved by ``threshold`` for ``patience`` looks.
-
-    The rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau`` in its relative mode, on the smoothed control loss.
-    """
-
-    start: LoopPlan
-    factor: float = 0.5
-    patience: int = 4
-    threshold: float = 0.01
-    name: str = "plateau"
-    looks: bool = True
-    _best: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    _waited: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    _scale: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-
-    def decide(self, view: View) -> torch.Tensor:
-        loss = view.observation[:, OBSERVATION_NAMES.index("control_progress")]
-        if len(self._best) != len(loss):
-            self._best, self._waited, self._scale = loss.clone(), torch.zeros_like(loss), torch.ones_like(loss)
-        fresh = view.decisions == 0
-        better = fresh | (loss < self._best + math.log1p(-self.threshold))
-        self._best = torch.where(better, loss, self._best)
-        self._waited = torch.where(better, 0.0, self._waited + 1)
-        tired = self._waited > self.patience
-        self._scale = torch.where(fresh, 1.0, torch.where(tired, self._scale * self.factor, self._scale))
-        self._waited = torch.where(tired, 0.0, self._waited)
-        return _scaled(self.start, self._scale, view)
+        factors = [self.configuration.factor(int(decision), self.decisions) for decision in view.decisions]
+        return scaled(self.start, torch.tensor(factors), view)
 
 
 @dataclass(frozen=True)
-class OpenLoop(_Described):
+class RandomPolicy(Described):
+    """Moves every knob at random, as an agent does that knows nothing.
+
+    The random numbers are made of what is seen, so that a run comes out the same in whatever batch it runs.
+    """
+
+    start: LoopPlan
+    knobs: KnobSet
+    name: str = "random policy"
+    looks: bool = True
+
+    @property
+    def rolls_back(self) -> bool:
+        return self.knobs.rolls_back
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.knobs.name}"
+
+    def decide(self, view: View) -> torch.Tensor:
+        actions = []
+        for seen in view.observation:
+            space = self.knobs.space
+            space.seed(zlib.crc32(seen.numpy().tobytes()))
+            actions.append(space.sample())
+        return self.knobs.apply(np.stack(actions), view.plans, view.step_ratio)
+
+
+@dataclass(frozen=True)
+class OpenLoop(Described):
     """Follows given plans, one a decision, whatever it sees; the last one to the end.
 
     What is left of an agent without its feedback: its own plans, on another seed or task.
@@ -176,8 +166,11 @@ class OpenLoop(_Described):
     def rolls_back(self) -> bool:
         return any(plan.rollback for plan in self.plans)
 
+    @cached_property
+    def _stacked(self) -> torch.Tensor:
+        return stack_plans(self.plans)
+
     def decide(self, view: View) -> torch.Tensor:
-        last = len(self.plans) - 1
-        plans = stack_plans([self.plans[min(int(decision), last)] for decision in view.decisions])
+        plans = self._stacked[:, view.decisions.long().clamp(max=len(self.plans) - 1)]
         plans[ROW["learning_rate"]] *= view.rate_scale
         return plans

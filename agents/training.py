@@ -4,7 +4,6 @@ import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,18 @@ from loopwright.envs.knobs import KnobSet
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopVectorEnv
 from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
+from loopwright.inner_tasks.extras import import_extra
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
 BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
 GAMMA = 0.995
+# What ``loopwright train --preset`` stands for: trainings whose agents are judged in docs/results.
+PRESETS: dict[str, dict[str, Any]] = {
+    "all": {"suite": "train", "knobs": "all", "steps": 600_000},
+    **{name: {"suite": "train", "knobs": name, "steps": 600_000} for name in ("core", "lr-momentum", "clip", "loop")},
+    "lr": {"suite": "train", "knobs": "lr", "steps": 600_000},
+}
 STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alone, before training
 
 
@@ -78,13 +84,7 @@ class TrainingConfig:
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """The class of an algorithm. Raises ``LoopwrightError`` naming the extra when sb3-contrib is missing."""
-    if name in CONTRIB_ALGORITHMS:
-        try:
-            module = import_module("sb3_contrib")
-        except ImportError as missing:
-            raise LoopwrightError(f"{name} is in sb3-contrib; pip install 'loopwright[contrib]'") from missing
-    else:
-        module = stable_baselines3
+    module = import_extra("sb3_contrib", "contrib") if name in CONTRIB_ALGORITHMS else stable_baselines3
     found: type[BaseAlgorithm] = getattr(module, name)
     return found
 

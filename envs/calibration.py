@@ -21,6 +21,7 @@ from loopwright.inner_tasks.losses import guessing_loss
 from loopwright.inner_tasks.task import Calibration, Task
 
 CONFIGURATIONS = 64
+DECISIONS = 40  # length of the search
 RERUNS = 20
 SEARCH_SEED, RERUN_SEED = 7_000_000, 8_000_000  # apart from each other and from every seed a run is judged on
 HORIZONS = (0.25, 0.5, 0.75, 1.0)
@@ -76,7 +77,7 @@ class Calibrator:
         decisions: length of the search in decisions.
     """
 
-    def __init__(self, template: Task, settings: EpisodeSettings, decisions: int = 40) -> None:
+    def __init__(self, template: Task, settings: EpisodeSettings, decisions: int = DECISIONS) -> None:
         self.settings, self.decisions = settings, decisions
         self.lanes = Lanes(
             template, CONFIGURATIONS, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
@@ -97,10 +98,14 @@ class Calibrator:
             curves.append(self.lanes.evaluate("target")[0].cpu())
         return torch.nan_to_num(torch.stack(curves, dim=1), nan=math.inf)
 
+    def search(self, task: Task) -> int:
+        """Which configuration of the search space holds the lowest loss."""
+        return int(held(self.losses(task, self.space, SEARCH_SEED)).amin(dim=1).argmin())
+
     def calibrate(self, task: Task) -> tuple[Calibration | None, str]:
         """The calibration and the winning configuration in words; or None and the reason for dropping the task."""
-        searched = held(self.losses(task, self.space, SEARCH_SEED))
-        winner = self.space[int(searched.amin(dim=1).argmin())]
+        best_at = self.search(task)
+        winner = self.space[best_at]
         default = StaticConfiguration(LoopPlan(), 0.0, math.inf)
         again = [winner] * RERUNS + [default] * (CONFIGURATIONS - RERUNS)
         curves = self.losses(task, again, RERUN_SEED)
@@ -124,7 +129,7 @@ class Calibrator:
         if len(points) < 2:
             return None, "flat: the best static configuration makes no progress before its target"
         described = f"{winner.plan} warm_up={winner.warm_up} horizon={winner.horizon}"
-        return Calibration(target, cost, tuple(points)), described
+        return Calibration(target, cost, tuple(points), best_at), described
 
     @staticmethod
     def _curve(losses: torch.Tensor, target: float, cost: float, per_decision: int) -> list[tuple[float, float]]:

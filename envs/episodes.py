@@ -91,6 +91,7 @@ class EpisodeBatch:
         rolls_back: whether plans may ask for a rollback; if not, the best states are not kept.
         ledgers: folder for the audit log of every episode, or None.
         author: who decides, for the ledgers.
+        engine: ``Lanes``, or what trains in its place.
 
     Attributes:
         plans: what the next decision starts from, ``[len(PLAN_FIELDS), lanes]``; the guard's halvings are in it.
@@ -109,9 +110,10 @@ class EpisodeBatch:
         rolls_back: bool = False,
         ledgers: Path | None = None,
         author: Author | None = None,
+        engine: type[Lanes] = Lanes,
     ) -> None:
         self.settings, self.looks = settings, looks
-        self.lanes = Lanes(
+        self.lanes = engine(
             template, lanes, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
         )
         self.unit = measure_cost(template.model)
@@ -125,9 +127,9 @@ class EpisodeBatch:
         self._observer = Observer(lanes)
         self._progress = ProgressMeter(lanes)
         self._reward = reward_function(settings.reward)
-        engine = {"lanes": lanes, "threads": torch.get_num_threads(), "looks": looks, "rolls_back": rolls_back}
+        made = {"lanes": lanes, "threads": torch.get_num_threads(), "looks": looks, "rolls_back": rolls_back}
         self._recorder = (
-            Recorder(ledgers, author or Author(), {"settings": asdict(settings), **engine}) if ledgers else None
+            Recorder(ledgers, author or Author(), {"settings": asdict(settings), **made}) if ledgers else None
         )
         self.cost = torch.zeros(lanes, dtype=torch.float64)
         self.budget = torch.ones(lanes, dtype=torch.float64)

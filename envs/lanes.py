@@ -75,19 +75,29 @@ class Lanes:
             name: self._room_for(getattr(template, name)) for name in SPLITS
         }
         self.state = self.empty_state()
-        key = (self.shape_key, lanes, microbatch, compile, self.device, dtype)
-        plans = stack_plans([LoopPlan()] * lanes, dtype).to(self.device)
+        self._key = (self.shape_key, lanes, microbatch, compile, self.device, dtype)
         self._read = make_read(template.model, template.loss, microbatch)
-        self._update = make_update(template.model, microbatch)
         if compile:
-            read, update = self._arguments([t.clone() for t in self.state.tensors()])
-            example = [plans, *self.splits["train"], *read]
-            losses, gradient = self._read(*(t.clone() for t in example))
-            self._read = _fused(self._read, example, ("read", *key), CHAINS_OF_HASHES)
-            self._update = _fused(self._update, [plans, losses, gradient, *update], ("update", *key), PARAMETER_PASSES)
+            read, _ = self._arguments([t.clone() for t in self.state.tensors()])
+            example = [self._example_plans(), *self.splits["train"], *read]
+            self._read = _fused(self._read, example, ("read", *self._key), CHAINS_OF_HASHES)
+        self._update = self._make_update(template, compile)
         judge_example = [self.state.average, *self.splits["target"]]
         self._measure = make_measure(template.model, template.loss)
-        self._judge = _fused(self._measure, judge_example, ("judge", *key)) if compile else self._measure
+        self._judge = _fused(self._measure, judge_example, ("judge", *self._key)) if compile else self._measure
+
+    def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
+        """The second half of a tick, for this many lanes."""
+        update = make_update(template.model, self.microbatch)
+        if not compile:
+            return update
+        _, state = self._arguments([t.clone() for t in self.state.tensors()])
+        losses = torch.zeros(self.lanes, self.microbatch, device=self.device, dtype=self.dtype)
+        example = [self._example_plans(), losses, torch.zeros_like(self.state.weights), *state]
+        return _fused(update, example, ("update", *self._key), PARAMETER_PASSES)
+
+    def _example_plans(self) -> torch.Tensor:
+        return stack_plans([LoopPlan()] * self.lanes, self.dtype).to(self.device)
 
     def _room_for(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """Zeros for the inputs and the labels of every lane; numbers that are not counts have the lanes' dtype."""

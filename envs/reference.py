@@ -1,9 +1,9 @@
 """ReferenceLoop: one inner run as an ordinary PyTorch loop. The readable path, and the one for real wall-clock.
 
-It reads the same samples and adds up the same telemetry as a lane of ``Lanes``, and a test holds the two together
-step by step; where they differ, this file is right by definition. What a plan leaves out is really not done here: a
-frozen prefix builds no graph, samples that are not kept are scored without one, and optimizer state outside the active
-blocks is not touched.
+It reads the same samples and adds up the same telemetry as a lane of ``Lanes`` (or, given another library's optimizer,
+of ``OptimizerLanes``), and tests hold them together step by step; where they differ, this file is right by definition.
+What a plan leaves out is really not done here: a frozen prefix builds no graph, samples that are not kept are scored
+without one, and optimizer state outside the active blocks is not touched.
 """
 
 import copy
@@ -15,6 +15,7 @@ from torch import nn
 
 from loopwright.envs.cost import measure_cost
 from loopwright.envs.lanes import initial_weights
+from loopwright.envs.optimizer_lanes import LibraryUpdate, MakeUpdate
 from loopwright.envs.plan import LoopPlan
 from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.telemetry import SUMS
@@ -26,19 +27,38 @@ Tensors = list[torch.Tensor]
 
 
 class ReferenceLoop:
-    """Train ``task`` from ``seed``, ``microbatch`` samples per tick, under whatever plan ``run`` is given."""
+    """Train ``task`` from ``seed``, ``microbatch`` samples per tick, under whatever plan ``run`` is given.
+
+    Args:
+        task, seed, microbatch, dtype: as in ``Lanes``.
+        telemetry: whether statistics of the gradient are kept; without, only ticks, cost and loss are summed.
+        make_update: makes another library's optimizer, which then updates; of a plan it leaves ``batch``, ``clip`` and
+            ``average``.
+        updates: how many updates that optimizer will make at most.
+    """
 
     # All that changes while it trains, besides the weights; a snapshot holds these.
     STATE = ("momentum", "second_moment", "gradient_sum", "average", "previous", "last_loss", "microbatch_read",
              "ticks", "cursor", "uses", "updates", "count", "beta1_product", "beta2_product")  # fmt: skip
 
-    def __init__(self, task: Task, seed: int, *, microbatch: int = 16, dtype: torch.dtype = torch.float32) -> None:
-        self.task, self.microbatch, self.dtype = task, microbatch, dtype
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        *,
+        microbatch: int = 16,
+        dtype: torch.dtype = torch.float32,
+        telemetry: bool = True,
+        make_update: MakeUpdate | None = None,
+        updates: int = 1,
+    ) -> None:
+        self.task, self.microbatch, self.dtype, self.telemetry = task, microbatch, dtype, telemetry
         self.model = task.model.build()
         nn.utils.vector_to_parameters(initial_weights(task, seed), self.model.parameters())
         self.model.to(dtype)
         self.cost = measure_cost(task.model)
         self.parameters = list(self.model.parameters())
+        self.library = make_update(self.parameters, updates) if make_update else None
         self.block_of = [b for b, block in enumerate(self.model) for _ in block.parameters()]
         self.momentum, self.second_moment, self.gradient_sum, self.previous = (
             [torch.zeros_like(p) for p in self.parameters] for _ in range(4)
@@ -80,9 +100,15 @@ class ReferenceLoop:
             sums["cost"] += self._tick_cost(plan)
             sums["loss"] += loss
             sums["loss_square"] += loss**2
-            sums["microbatch_square"] += _dot(fresh, fresh)
+            if self.telemetry and self.library is None:
+                sums["microbatch_square"] += _dot(fresh, fresh)
             if self.count >= plan.batch:
-                self._update(plan, active, sums)
+                if self.library is None:
+                    self._update(plan, active, sums)
+                else:
+                    self._update_by(self.library, plan, loss)
+        if self.library is not None and plan.average == 0:
+            self._keep_judged(self.library)
         return torch.tensor([sums[name] for name in SUMS])
 
     def _next_microbatch(self, plan: LoopPlan) -> torch.Tensor:
@@ -149,21 +175,13 @@ class ReferenceLoop:
     @torch.no_grad()
     def _update(self, plan: LoopPlan, active: list[int], sums: dict[str, float]) -> None:
         gradient = [self.gradient_sum[i] / self.count for i in active]
-        momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
-        norm, before_norm = math.sqrt(_dot(gradient, gradient)), math.sqrt(_dot(before, before))
-        momentum_norm = math.sqrt(_dot(momentum, momentum))
-        along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
-        shrink = min(1.0, plan.clip / norm) if norm > 0 else 1.0
-        sums["updates"] += 1
-        sums["gradient_square"] += norm**2
-        sums["gradient_dot"] += along_before
-        sums["log_gradient_norm"] += _log(norm)
-        sums["log_gradient_norm_square"] += _log(norm) ** 2
-        sums["gradient_cosine"] += along_before / max(norm * before_norm, 1e-15)
-        sums["momentum_cosine"] += along_momentum / max(norm * momentum_norm, 1e-15)
-        sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
-        sums["clipped"] += shrink < 1
-        self._measure_curvature(plan, active, gradient, sums)
+        shrink = 1.0
+        if self.telemetry or plan.clip < math.inf:
+            norm = math.sqrt(_dot(gradient, gradient))
+            shrink = min(1.0, plan.clip / norm) if norm > 0 else 1.0
+        if self.telemetry:
+            self._measure_gradient(active, gradient, norm, shrink, sums)
+            self._measure_curvature(plan, active, gradient, sums)
 
         for b in {self.block_of[i] for i in active}:
             self.beta1_product[b] *= plan.momentum
@@ -181,16 +199,59 @@ class ReferenceLoop:
                 direction = self.momentum[i]
             step = plan.learning_rate * (direction + plan.weight_decay * p)
             p.sub_(step)
-            step_square += _dot([step], [step])
-            weight_square += _dot([p], [p])
+            if self.telemetry:
+                step_square += _dot([step], [step])
+                weight_square += _dot([p], [p])
             self.previous[i] = own
-        sums["log_step_ratio"] += _log(math.sqrt(step_square)) - _log(math.sqrt(weight_square))
+        if self.telemetry:
+            sums["log_step_ratio"] += _log(math.sqrt(step_square)) - _log(math.sqrt(weight_square))
+        self._average_and_forget(plan)
+
+    @torch.no_grad()
+    def _update_by(self, library: LibraryUpdate, plan: LoopPlan, loss: float) -> None:
+        for p, gathered in zip(self.parameters, self.gradient_sum, strict=True):
+            p.grad = gathered / self.count
+        if plan.clip < math.inf:
+            nn.utils.clip_grad_norm_(self.parameters, plan.clip)
+        library.step(loss)
+        if plan.average > 0:
+            self._average_and_forget(plan)
+        else:  # what is judged is asked of the optimizer, once before it is looked at
+            self._forget_gradient()
+
+    @torch.no_grad()
+    def _keep_judged(self, library: LibraryUpdate) -> None:
+        library.evaluate(True)
+        for average, p in zip(self.average, self.parameters, strict=True):
+            average.copy_(p)
+        library.evaluate(False)
+
+    def _average_and_forget(self, plan: LoopPlan) -> None:
         kept = 0.5 ** (self.count / plan.average) if plan.average > 0 else 0.0
         for average, p in zip(self.average, self.parameters, strict=True):
             average.lerp_(p, 1 - kept)
+        self._forget_gradient()
+
+    def _forget_gradient(self) -> None:
         for gathered in self.gradient_sum:
             gathered.zero_()
         self.updates, self.count = self.updates + 1, 0
+
+    def _measure_gradient(
+        self, active: list[int], gradient: Tensors, norm: float, shrink: float, sums: dict[str, float]
+    ) -> None:
+        momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
+        before_norm, momentum_norm = math.sqrt(_dot(before, before)), math.sqrt(_dot(momentum, momentum))
+        along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
+        sums["updates"] += 1
+        sums["gradient_square"] += norm**2
+        sums["gradient_dot"] += along_before
+        sums["log_gradient_norm"] += _log(norm)
+        sums["log_gradient_norm_square"] += _log(norm) ** 2
+        sums["gradient_cosine"] += along_before / max(norm * before_norm, 1e-15)
+        sums["momentum_cosine"] += along_momentum / max(norm * momentum_norm, 1e-15)
+        sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
+        sums["clipped"] += shrink < 1
 
     def _measure_curvature(self, plan: LoopPlan, active: list[int], gradient: Tensors, sums: dict[str, float]) -> None:
         """How the gradient turned over the last step, and the slope it had along it (see ``telemetry.summarise``)."""

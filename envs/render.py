@@ -30,13 +30,13 @@ def changed_fields(plans: Sequence[dict[str, Any]]) -> list[str]:
     return [f for f in fields if f == "learning_rate" or len({plan[f] for plan in plans}) > 1]
 
 
-def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: str) -> None:
+def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: str, **style: Any) -> None:
     """One field of the plan as steps over the cost; a threshold that is off (infinite) leaves a gap."""
     if field in CHOICES:
         values = [CHOICES[field].index(value) for value in values]
         axes.set_yticks(range(len(CHOICES[field])), CHOICES[field])
     numbers = np.asarray(values, dtype=float)
-    axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre")
+    axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre", **style)
     if field in LOGARITHMIC:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

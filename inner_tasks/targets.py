@@ -26,7 +26,9 @@ def read_targets() -> StoredTargets:
         return StoredTargets()
     content = json.loads(TARGETS_FILE.read_text())
     targets = {
-        name: Calibration(entry["target"], entry["cost"], tuple((geq, loss) for geq, loss in entry["curve"]))
+        name: Calibration(
+            entry["target"], entry["cost"], tuple((geq, loss) for geq, loss in entry["curve"]), entry.get("winner")
+        )
         for name, entry in content["targets"].items()
     }
     return StoredTargets(content["provenance"], targets, content["dropped"])
@@ -51,7 +53,9 @@ def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], d
     """Replace the stored targets: one task a line, so that a change reads as one in a diff."""
     lines = ",\n".join(
         f"    {json.dumps(name)}: "
-        + json.dumps({"target": c.target, "cost": c.cost, "curve": [list(point) for point in c.curve]})
+        + json.dumps(
+            {"target": c.target, "cost": c.cost, "winner": c.winner, "curve": [list(point) for point in c.curve]}
+        )
         for name, c in sorted(targets.items())
     )
     refused = ",\n".join(f"    {json.dumps(name)}: {json.dumps(why)}" for name, why in sorted(dropped.items()))

@@ -40,12 +40,14 @@ class Calibration:
     """A task's target, and how fast its best static configuration gets there (see ``envs.calibration``).
 
     ``curve`` holds (geq, loss) pairs, geq rising and loss falling strictly: the median over re-runs of the running
-    minimum of the target-split loss, ending at (``cost``, ``target``). It defines E(L) in the reward.
+    minimum of the target-split loss, ending at (``cost``, ``target``). It defines E(L) in the reward. ``winner`` is the
+    best configuration's position in the search space, None where it was not kept.
     """
 
     target: float
     cost: float
     curve: tuple[tuple[float, float], ...]
+    winner: int | None = None
 
     def __post_init__(self) -> None:
         geq, loss = zip(*self.curve, strict=True) if self.curve else ((), ())

@@ -14,7 +14,7 @@ from datetime import date
 import torch
 from tqdm import tqdm
 
-from loopwright.envs.calibration import CONFIGURATIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
+from loopwright.envs.calibration import CONFIGURATIONS, DECISIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import get_suite, suites
@@ -35,7 +35,7 @@ class Config:
     """Also recompute tasks that already have a target."""
     check: bool = False
     """Recompute, store nothing, and fail where a target comes out differently (rounding apart)."""
-    decisions: int = 40
+    decisions: int = DECISIONS
     """Length of the search, in decisions."""
 
 

@@ -1,6 +1,7 @@
 """Train a controller on a suite and save it as a bundle.
 
     loopwright train --folder runs/mine --steps 500000
+    loopwright train --preset all --folder runs/all
 
 Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Progress for TensorBoard lies in the folder.
 """
@@ -12,13 +13,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from loopwright.agents.training import TrainingConfig, train
+from loopwright.agents.training import PRESETS, TrainingConfig, train
+from loopwright.inner_tasks.errors import UnknownNameError
 from loopwright.scripts.run import compile_where_possible, run
 
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
     options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
+    preset: str = ""
+    """One of the trainings that docs/results is about; other settings given here go before its own."""
     folder: Path = Path("runs/agent")
     """Where the checkpoint, the TensorBoard log and policy.safetensors go."""
     resume: bool = False
@@ -29,7 +33,12 @@ class Config(TrainingConfig):
 
 
 def main(config: Config) -> None:
-    settings = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
+    if config.preset and config.preset not in PRESETS:
+        raise UnknownNameError("preset", config.preset, list(PRESETS))
+    preset = PRESETS.get(config.preset, {})
+    given = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
+    settings = {name: value for name, value in given.items() if value != getattr(TrainingConfig, name, None)}
+    settings = {**preset, **settings}
     settings["compile"] = config.compile and compile_where_possible()
     train(TrainingConfig(**settings), config.folder, resume=config.resume)
     print(f"saved {config.folder / 'policy.safetensors'}")

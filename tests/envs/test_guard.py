@@ -148,11 +148,14 @@ def test_of_1000_wild_runs_none_ends_non_finite_and_every_intervention_is_on_rec
 
 
 def test_a_schedule_keeps_the_guards_halving() -> None:
-    from loopwright.agents.controller import Cosine, View
+    from loopwright.agents.controller import View
+    from loopwright.agents.schedules import Scheduled
 
     plans = stack_plans([LoopPlan(learning_rate=0.5)])
     view = View(torch.zeros(1, len(OBSERVATION_NAMES)), plans, torch.zeros(1), torch.ones(1), torch.tensor([0.25]))
-    assert Cosine(LoopPlan(learning_rate=1.0)).decide(view)[ROW["learning_rate"]].item() == pytest.approx(0.25)
+    assert Scheduled(LoopPlan(learning_rate=1.0), "cosine").decide(view)[ROW["learning_rate"]].item() == pytest.approx(
+        0.25
+    )
 
 
 def test_the_environment_tells_of_the_guard_and_can_do_without() -> None:
