@@ -5,49 +5,42 @@ what it paid until the first of two evaluations in a row at or below the target,
 counts as the whole budget, and as a miss.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from loopwright.agents.controller import Controller, View
+from loopwright.agents.optimizers import Optimized
+from loopwright.agents.results import Key, Point, RunRecord
 from loopwright.envs.episodes import HIT, OUTCOMES, Decision, EpisodeBatch, EpisodeSettings
+from loopwright.envs.lanes import Lanes
 from loopwright.envs.ledger import Author
+from loopwright.envs.optimizer_lanes import OptimizerLanes
 from loopwright.envs.plan import unstack_plans
 from loopwright.inner_tasks.task import Task
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """One run of one method: what it cost to hit the target, or the whole budget for a miss.
-
-    ``trace`` holds, per decision, the cost so far, the target-split loss and the plan; empty unless asked for.
-    """
-
-    method: str
-    task: str
-    seed: int
-    outcome: str
-    cost: float
-    budget: float
-    final_loss: float
-    final_metric: float
-    trace: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def hit(self) -> bool:
-        return self.outcome == OUTCOMES[HIT]
-
-
 class Job(NamedTuple):
-    """One run to be done: who controls, on which task, from which seed."""
+    """One run to be done: who controls, on which task, from which seed; ``training`` as in ``results.Key``."""
 
     controller: Controller
     task: Task
     seed: int
+    training: int = 0
+    traced: bool = False
+
+    @property
+    def key(self) -> Key:
+        return Key(self.controller.name, self.training, self.task.name, self.seed)
+
+
+# Given a job and its record, the job to do next in its place, or None.
+Follow = Callable[[Job, RunRecord], Job | None]
 
 
 def run_controller(
@@ -55,10 +48,12 @@ def run_controller(
     tasks: Sequence[Task],
     seeds: Sequence[int],
     settings: EpisodeSettings | None = None,
+    *,
+    traced: bool = False,
     **options: Any,
 ) -> list[RunRecord]:
     """Run every task with every seed; ``options`` are those of ``run_jobs``."""
-    return run_jobs([Job(controller, task, seed) for task in tasks for seed in seeds], settings, **options)
+    return run_jobs([Job(controller, task, seed, 0, traced) for task in tasks for seed in seeds], settings, **options)
 
 
 def run_jobs(
@@ -66,9 +61,10 @@ def run_jobs(
     settings: EpisodeSettings | None = None,
     *,
     lanes: int = 64,
-    traced: Sequence[tuple[str, int]] = (),
+    done: Container[Key] = (),
     ledgers: Path | None = None,
     on_run: Callable[[RunRecord], None] | None = None,
+    follow: Follow | None = None,
 ) -> list[RunRecord]:
     """Do all the runs, those of one shape side by side, and return their records in the order of ``jobs``.
 
@@ -77,27 +73,37 @@ def run_jobs(
         settings: with ``compile``, the loop is fused only for shapes of which there are ``lanes`` runs or more: for
             fewer it does not pay.
         lanes: runs side by side.
-        traced: the (task, seed) pairs whose trace is kept.
+        done: jobs that are not to be done again; they count where it is decided what to compile.
         ledgers: folder for the audit log of every run.
         on_run: called with each record when its run has ended.
+        follow: asked after every run for another one of the same shape and kind; with it, the records returned are
+            those of the last runs.
     """
     settings = settings or EpisodeSettings()
     groups: dict[object, list[int]] = {}
-    for number, (controller, task, _) in enumerate(jobs):
-        kind = (controller.looks, controller.rolls_back, (controller.name, controller.fingerprint) if ledgers else None)
-        groups.setdefault((task.shape_key, kind), []).append(number)
+    for number, job in enumerate(jobs):
+        if job.key in done:
+            continue
+        controller = job.controller
+        kind = (
+            controller.looks,
+            controller.rolls_back,
+            isinstance(controller, Optimized),
+            (controller.name, controller.fingerprint) if ledgers else None,
+        )
+        groups.setdefault((job.task.shape_key, kind), []).append(number)
     of_shape = Counter(job.task.shape_key for job in jobs)
     records: dict[int, RunRecord] = {}
     for numbers in groups.values():
         fused = settings.compile and of_shape[jobs[numbers[0]].task.shape_key] >= lanes
         # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
         batch = _Runs([jobs[number] for number in numbers], replace(settings, compile=fused),
-                      lanes if fused else min(lanes, len(numbers)), set(traced), ledgers)  # fmt: skip
+                      lanes if fused else min(lanes, len(numbers)), ledgers, follow)  # fmt: skip
         for position, record in batch.run():
             records[numbers[position]] = record
             if on_run is not None:
                 on_run(record)
-    return [records[number] for number in range(len(jobs))]
+    return [records[number] for number in sorted(records)]
 
 
 class _Runs:
@@ -108,18 +114,21 @@ class _Runs:
         jobs: list[Job],
         settings: EpisodeSettings,
         lanes: int,
-        traced: set[tuple[str, int]],
         ledgers: Path | None,
+        follow: Follow | None,
     ) -> None:
         first = jobs[0].controller
-        self.jobs, self.traced = jobs, traced
+        self.jobs, self.follow = jobs, follow
+        if isinstance(first, Optimized):
+            settings = replace(settings, guard=0)  # it would not know what state to bring back
         self.batch = EpisodeBatch(
             jobs[0].task, lanes, settings, looks=first.looks, rolls_back=first.rolls_back, ledgers=ledgers,
             author=Author(first.name, first.fingerprint),
+            engine=OptimizerLanes if isinstance(first, Optimized) else Lanes,
         )  # fmt: skip
         self.waiting = list(reversed(range(len(jobs))))
         self.current: list[int | None] = [None] * lanes
-        self.traces: list[list[dict[str, Any]]] = [[] for _ in range(lanes)]
+        self.traces: list[list[Point]] = [[] for _ in range(lanes)]
         self.decisions = torch.zeros(lanes)
 
     def run(self) -> Iterator[tuple[int, RunRecord]]:
@@ -135,13 +144,18 @@ class _Runs:
                 if number is None:
                     continue
                 job = self.jobs[number]
-                if (job.task.name, job.seed) in self.traced:
+                if job.traced:
                     (plan,) = unstack_plans(plans[:, lane : lane + 1])
                     cost, loss = float(batch.cost[lane]), float(decision.loss[lane])
-                    self.traces[lane].append({"cost": cost, "loss": loss, "plan": plan.as_dict()})
+                    self.traces[lane].append(Point(cost, loss, plan))
                 if decision.done[lane]:
-                    yield number, self._record(job, lane, decision)
+                    record = self._record(job, lane, decision)
+                    yield number, record
                     self.current[lane] = None
+                    following = self.follow(job, record) if self.follow else None
+                    if following is not None:
+                        self.jobs[number] = following
+                        self.waiting.append(number)
                     free.append(lane)
             self._start(free)
 
@@ -155,6 +169,11 @@ class _Runs:
             jobs = [self.jobs[number] for number in numbers]
             starts = [job.controller.start for job in jobs]
             self.batch.begin(free, [job.task for job in jobs], [job.seed for job in jobs], starts)
+            if isinstance(self.batch.lanes, OptimizerLanes):
+                for lane, job in zip(free, jobs, strict=True):
+                    assert isinstance(job.controller, Optimized)
+                    updates = float(self.batch.budget[lane]) / self.batch.settings.microbatch
+                    self.batch.lanes.equip(lane, job.controller.make, math.ceil(updates / job.controller.start.batch))
 
     def _plans(self) -> torch.Tensor:
         """What the controllers decide: each is shown all lanes, and heard on its own."""
@@ -183,10 +202,6 @@ class _Runs:
             budget,
             float(decision.loss[lane]),
             float(decision.metric[lane]),
+            job.training,
             tuple(self.traces[lane]),
         )
-
-
-def as_json(record: RunRecord) -> dict[str, Any]:
-    """The record without its trace."""
-    return {key: value for key, value in asdict(record).items() if key != "trace"}

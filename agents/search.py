@@ -1,0 +1,122 @@
+"""What a user with a tuning budget would do: optuna's random search and TPE, every trial charged.
+
+A trial is a whole run, from the run's own seed, under a configuration that optuna suggests; the search ends with the
+first trial that hits the target, and has paid for all until then. Trials are judged by the loss on the target split,
+which is more than a user would know: it can only help the search.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from loopwright.agents.controller import Controller
+from loopwright.agents.evaluation import Job
+from loopwright.agents.results import Key, RunRecord
+from loopwright.agents.schedules import Scheduled
+from loopwright.envs.plan import LoopPlan
+from loopwright.inner_tasks.extras import import_extra
+from loopwright.inner_tasks.task import Task
+
+TRIALS = (5, 20)  # the budgets; the larger search begins with the smaller one
+SAMPLERS = ("random", "TPE")
+STARTUP = 4  # trials after which TPE no longer guesses
+
+
+def search_names() -> list[str]:
+    return [_name(sampler, trials) for sampler in SAMPLERS for trials in TRIALS]
+
+
+def _name(sampler: str, trials: int) -> str:
+    return f"{sampler}, {trials} trials"
+
+
+def suggest(trial: Any, name: str) -> Controller:
+    """A configuration: optimizer, learning rate, momentum, decay, clipping, batch, averaging, and a cosine schedule."""
+    optimizer = trial.suggest_categorical("optimizer", ["adamw", "sgd"])
+    low, high = (1e-3, 5e-2) if optimizer == "adamw" else (3e-2, 4.0)
+    plan = LoopPlan(
+        optimizer=optimizer,
+        learning_rate=trial.suggest_float(f"{optimizer} learning rate", low, high, log=True),
+        momentum=trial.suggest_categorical("momentum", [0.5, 0.8, 0.9, 0.95]),
+        weight_decay=trial.suggest_categorical("weight decay", [0.0, 0.01, 0.1, 0.5]),
+        clip=trial.suggest_categorical("clip", [float("inf"), 1.0]),
+        batch=trial.suggest_categorical("batch", [1, 2, 4]),
+        average=trial.suggest_categorical("average", [0.0, 32.0, 128.0]),
+    )
+    horizon = trial.suggest_categorical("horizon", [0.25, 0.5, 1.0])
+    return Scheduled(plan, "cosine", horizon, {"warm_up": trial.suggest_categorical("warm-up", [0.0, 0.1])}, name)
+
+
+class Search:
+    """All searches of an evaluation, a study for every sampler, task and seed, run side by side.
+
+    ``first`` are the jobs to begin with and ``follow`` gives the next trial of a study when one has ended
+    (``evaluation.run_jobs``); ``on_record`` gets the records of a study when it is over.
+    """
+
+    def __init__(self, tasks: Iterable[Task], seeds: Iterable[int], on_record: Callable[[RunRecord], None]) -> None:
+        self._optuna = import_extra("optuna", "competitors")
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
+        self._on_record = on_record
+        self._studies: dict[Key, _Study] = {}
+        seeds = list(seeds)
+        self._wanted = [(sampler, task, seed) for sampler in SAMPLERS for task in tasks for seed in seeds]
+
+    def first(self, done: Iterable[Key]) -> list[Job]:
+        """The first trial of every study whose result is not there yet."""
+        finished = set(done)
+        jobs = []
+        for sampler, task, seed in self._wanted:
+            if Key(_name(sampler, TRIALS[-1]), 0, task.name, seed) in finished:
+                continue
+            kinds = self._optuna.samplers
+            chosen = kinds.RandomSampler(seed) if sampler == "random" else kinds.TPESampler(
+                n_startup_trials=STARTUP, seed=seed
+            )  # fmt: skip
+            study = _Study(sampler, self._optuna.create_study(sampler=chosen))
+            jobs.append(Job(study.ask(), task, seed))
+            self._studies[jobs[-1].key] = study
+        return jobs
+
+    def follow(self, job: Job, record: RunRecord) -> Job | None:
+        """Charge a trial, and give the next one unless the study is over."""
+        study = self._studies[job.key]
+        study.tell(record)
+        if not record.hit and len(study.records) < TRIALS[-1]:
+            return job._replace(controller=study.ask())
+        for result in study.results():
+            self._on_record(result)
+        return None
+
+
+class _Study:
+    def __init__(self, sampler: str, study: Any) -> None:
+        self.sampler, self.study, self.trial = sampler, study, None
+        self.records: list[RunRecord] = []
+
+    def ask(self) -> Controller:
+        self.trial = self.study.ask()
+        return suggest(self.trial, self.sampler)
+
+    def tell(self, record: RunRecord) -> None:
+        self.study.tell(self.trial, min(record.final_loss, 1e6) if record.final_loss == record.final_loss else 1e6)
+        self.records.append(record)
+
+    def results(self) -> list[RunRecord]:
+        """One record per budget: what was paid until the first hit, or for all trials."""
+        found = []
+        for trials in TRIALS:
+            paid = self.records[:trials]
+            best = min(paid, key=lambda r: (not r.hit, r.final_loss))
+            found.append(
+                RunRecord(
+                    _name(self.sampler, trials),
+                    best.task,
+                    best.seed,
+                    "hit" if best.hit else "miss",
+                    sum(r.cost for r in paid),
+                    trials * best.budget,
+                    best.final_loss,
+                    best.final_metric,
+                )
+            )
+        return found

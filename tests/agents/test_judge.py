@@ -1,0 +1,230 @@
+"""The judge as a whole, on one small task: every method runs, ties are ties, and nobody sees the target split."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loopwright.agents import judge as judge_module
+from loopwright.agents.bundle import Bundle
+from loopwright.agents.comparison import OPEN_LOOP, ORACLE, Evaluation
+from loopwright.agents.competitors import COMPETITORS, best_single, starting_plan, tuned_competitors
+from loopwright.agents.controller import Constant
+from loopwright.agents.judge import AGENT, RANDOM, RESULTS, agents, judge, parts
+from loopwright.agents.report import write_report
+from loopwright.agents.results import read_results
+from loopwright.agents.search import TRIALS, Search, search_names
+from loopwright.agents.statistics import GEQ, SECONDS
+from loopwright.agents.timing import in_seconds
+from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
+from loopwright.envs.knobs import KnobSet
+from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.inner_tasks import Task, get_task
+from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.inner_tasks.suites import _SUITES, Suite
+from loopwright.inner_tasks.task import Split
+from loopwright.scripts.compare import compare
+
+TINY, TASK = "tiny", "breast-cancer:100000"
+SHORT = EpisodeSettings(budget_factor=0.6)
+
+
+def bundle(seed: int, knobs: str = "all") -> Bundle:
+    torch.manual_seed(seed)
+    kept = KnobSet(knobs)
+    outputs = sum(len(knob.steps) for knob in kept.knobs)
+    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), outputs))
+    return Bundle(network, kept, starting_plan("tuned"), training={"decisions": 1000})
+
+
+@pytest.fixture(scope="module")
+def tiny_suite() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_SUITES, TINY, Suite(TINY, {"breast-cancer": 1}, 100_000, "one small task"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def everything(tiny_suite: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path, Counter[str]]:
+    """Two trainings of an agent, one of another, and all competitors, on one task from two seeds."""
+    folder, counted = tmp_path_factory.mktemp("judge"), Counter[str]()
+
+    def count(part: str, done: int) -> None:
+        counted[part] += done
+
+    controllers = [bundle(0), bundle(1), bundle(2, "lr")]
+    found = judge(controllers, [TINY], folder, seeds=2, settings=SHORT, progress=count)
+    return found, folder, counted
+
+
+def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
+    evaluation, folder, counted = everything
+    names = [AGENT, "agent (lr)", "default AdamW", *COMPETITORS, ORACLE, RANDOM, *search_names(), OPEN_LOOP]
+    assert sorted(evaluation.names) == sorted(names)
+    runs = Counter(r.method for r in evaluation.records)
+    assert runs == {name: 4 if name == AGENT else 2 for name in names}
+    assert counted == parts(3, 1, 2, "all")
+    assert {timing.method for timing in evaluation.timings} == set(names)
+    assert all(timing.seconds_per_geq > 0 and 0 <= timing.overhead < 1 for timing in evaluation.timings)
+    assert evaluation.rival == best_single(COMPETITORS)
+    assert {ratio.unit for ratio in evaluation.ratios} == {GEQ, SECONDS}
+    _, kept = read_results(folder / RESULTS)
+    assert [r.key for r in kept] == [r.key for r in evaluation.records]
+
+
+def test_an_evaluation_that_is_there_is_not_run_again(
+    everything: tuple[Evaluation, Path, Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, folder, _ = everything
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a lane was started")
+
+    monkeypatch.setattr(EpisodeBatch, "__init__", refuse)
+    again = judge([bundle(0), bundle(1), bundle(2, "lr")], [TINY], folder, seeds=2, settings=SHORT)
+    assert [replace(r, trace=()) for r in again.records] == [replace(r, trace=()) for r in evaluation.records]
+    assert again.as_dict() == evaluation.as_dict()
+    with pytest.raises(LoopwrightError, match=r"another evaluation \(methods differ\)"):
+        judge([bundle(3)], [TINY], folder, seeds=2, settings=SHORT)
+
+
+def test_the_report_holds_every_method_and_every_loss(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
+    evaluation, folder, _ = everything
+    written = {path.name: path for path in write_report(evaluation, folder, {"made": "here"})}
+    page = written["report.html"].read_text()
+    for name in evaluation.names:
+        assert name in page
+        assert f"| {name} |" in written["tables.md"].read_text().replace("**", "")
+    assert evaluation.headline(TINY) in page
+    summary = json.loads(written["summary.json"].read_text())
+    assert summary["provenance"] == {"made": "here"}
+    assert len(summary["ratios"]) == len(evaluation.others) * 2
+    assert written["evaluation.png"].stat().st_size > 10_000
+
+
+def test_a_wrapped_competitor_ties_with_itself_in_every_statistic(tiny_suite: None, tmp_path: Path) -> None:
+    best = next(c for c in tuned_competitors() if c.name == "constant")
+    assert isinstance(best, Constant)
+    evaluation = judge(
+        [replace(best, name="mine")], [TINY], tmp_path, seeds=3, competitors=["constant"], settings=SHORT
+    )
+    for unit in (GEQ, SECONDS):
+        ratio = evaluation.ratio(TINY, "constant", unit)
+        assert (ratio.point, ratio.low, ratio.high) == (1, 1, 1)
+        assert ratio.hit_rate == ratio.against_hit_rate
+    assert evaluation.verdict(TINY, "constant") == "no difference shown"
+    (row,) = evaluation.task_rows[TINY]
+    assert (row.ratio.point, row.p, row.holm, row.outcome) == (1, 1, 1, "tie")
+    metric = evaluation.final_metric(TINY)
+    assert (metric.difference, metric.low, metric.high, metric.no_worse) == (0, 0, 0, True)
+    scores = {profile.method: (profile.steps, profile.score) for profile in evaluation.profiles[TINY]}
+    assert scores[AGENT] == scores["constant"]
+    compared = compare(str(tmp_path), f"{tmp_path}:constant")
+    assert [(r.unit, r.point) for r in compared.ratios] == [(GEQ, 1), (SECONDS, 1)]
+    assert compared.verdict == "no difference shown"
+
+
+def test_comparing_says_what_is_missing(everything: tuple[Evaluation, Path, Counter[str]], tmp_path: Path) -> None:
+    evaluation, folder, _ = everything
+    compared = compare(str(folder), f"{folder}:constant")
+    assert compared.ratios[0].point == pytest.approx(evaluation.ratio(TINY, "constant").point)
+    with pytest.raises(LoopwrightError, match="no runs of 'nobody'; it has agent"):
+        compare(str(folder), f"{folder}:nobody")
+    with pytest.raises(LoopwrightError, match="no results"):
+        compare(str(tmp_path), str(folder))
+
+
+def test_a_replay_is_the_agents_cheapest_schedule_from_another_seed(
+    everything: tuple[Evaluation, Path, Counter[str]],
+) -> None:
+    evaluation, _, _ = everything
+    for replayed in (r for r in evaluation.records if r.method == OPEN_LOOP):
+        (other,) = (r for r in evaluation.records
+                    if (r.method, r.training) == (AGENT, 0) and r.seed != replayed.seed)  # fmt: skip
+        assert replayed.budget == other.budget
+        assert replayed.cost > 0
+
+
+def test_all_trials_are_charged(small_task: Task) -> None:
+    from loopwright.agents.evaluation import run_jobs
+
+    trials: list[float] = []
+    records = {}
+    search = Search([small_task], [1, 2], lambda record: records.update({record.key: record}))
+
+    def follow(job: object, record: object) -> object:
+        trials.append(record.cost)  # type: ignore[attr-defined]
+        return search.follow(job, record)  # type: ignore[arg-type]
+
+    run_jobs(search.first(()), EpisodeSettings(budget_factor=0.2), follow=follow)  # type: ignore[arg-type]
+    assert len(records) == len(search_names()) * 2
+    full = [r for r in records.values() if r.method.endswith(f" {TRIALS[-1]} trials")]
+    assert sum(r.cost for r in full) == pytest.approx(sum(trials))
+    for record in full:
+        few = records[record.key._replace(method=record.method.replace(str(TRIALS[-1]), str(TRIALS[0])))]
+        assert few.cost <= record.cost
+        assert few.hit <= record.hit
+        assert record.budget == TRIALS[-1] / TRIALS[0] * few.budget
+    assert not search.first({r.key for r in full})
+
+
+def test_what_is_observed_does_not_depend_on_the_targets_labels(small_task: Task) -> None:
+    """An agent that were given the target split by mistake would be found out here."""
+    shuffled = small_task.target.labels[torch.randperm(len(small_task.target))]
+    blind = replace(small_task, target=Split(small_task.target.inputs, shuffled))
+    misled = replace(small_task, control=blind.target)
+    batches = []
+    agent = bundle(0)
+    for task in (small_task, blind, misled):
+        batch = EpisodeBatch(task, 1, EpisodeSettings(), rolls_back=True)
+        batch.begin([0], [task], [7], [agent.start])
+        batches.append((batch, []))
+    for _ in range(6):
+        for batch, seen in batches:
+            seen.append(batch.observation.clone())
+            steps = agent.steps(batch.observation)
+            decision = batch.decide(agent.knobs.move(steps, batch.plans, batch.step_ratio))
+            seen.append(decision.loss)
+    plain, of_blind, of_misled = (seen for _, seen in batches)
+    assert all(torch.equal(a, b) for a, b in zip(plain[::2], of_blind[::2], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(plain[1::2], of_blind[1::2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain[::2], of_misled[::2], strict=True))
+
+
+def test_agents_are_told_apart() -> None:
+    entrants = agents([bundle(0), bundle(1), bundle(2, "core")])
+    assert [(e.name, e.group, len(e.trainings)) for e in entrants] == [
+        ("agent", "agent", 2), ("agent (core)", "ablation", 1)
+    ]  # fmt: skip
+    with pytest.raises(LoopwrightError, match="given twice"):
+        agents([bundle(0), bundle(0)])
+    with pytest.raises(LoopwrightError, match="at least one bundle"):
+        agents([])
+
+
+def test_what_cannot_be_judged_is_refused(tiny_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LoopwrightError, match="seeds and lanes"):
+        judge([bundle(0)], [TINY], tmp_path, seeds=0)
+    with pytest.raises(LoopwrightError, match="unknown competitor 'nobody'"):
+        judge([bundle(0)], [TINY], tmp_path, competitors=["nobody"])
+    with pytest.raises(LoopwrightError, match="unknown suite"):
+        judge([bundle(0)], ["nothing"], tmp_path)
+    monkeypatch.setattr(judge_module, "stored", dict)
+    with pytest.raises(LoopwrightError, match="not tuned yet: constant"):
+        judge([bundle(0)], [TINY], tmp_path, competitors=["constant"])
+    task = get_task(TASK)
+    assert task.calibration is not None
+    with pytest.raises(LoopwrightError, match="was not kept"):
+        judge_module.oracle(task.with_calibration(replace(task.calibration, winner=None)))
+
+
+def test_costs_in_seconds_are_costs_times_what_a_geq_takes(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
+    evaluation, _, _ = everything
+    rate = {(t.method, t.task): t.seconds_per_geq for t in evaluation.timings}
+    timed = {r.key: r for r in in_seconds(evaluation.records, evaluation.timings)}
+    for record in evaluation.records:
+        assert timed[record.key].cost == record.cost * rate[record.method, record.task]

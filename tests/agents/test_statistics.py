@@ -1,0 +1,170 @@
+"""Figures with known answers: planted savings, ties and regressions, and tests against their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from loopwright.agents.comparison import Evaluation, Method
+from loopwright.agents.report import as_html, as_markdown
+from loopwright.agents.results import Point, RunRecord
+from loopwright.agents.statistics import (
+    R_MAX,
+    bootstrap,
+    break_even,
+    cost_ratio,
+    final_metric,
+    holm,
+    paired_log_ratios,
+    per_task,
+    profiles,
+    verdict,
+)
+from loopwright.agents.timing import Timing
+from loopwright.envs.plan import LoopPlan
+from loopwright.inner_tasks.errors import LoopwrightError
+
+TASKS = ("digits-mlp:100000", "digits-mlp:100001", "digits-conv:100000", "digits-conv:100001", "breast-cancer:100000",
+         *(f"mixtures:{n}" for n in (1, 2, 3, 4, 5, 6, 7)))  # fmt: skip
+PLANTED = {"saving": 0.7, "tie": 1.0, "regression": 1.3}
+
+
+def planted(
+    ratio: float, seed: int, trainings: int = 3, spread: tuple[float, float, float] = (0.05, 0.25, 0.2)
+) -> list[RunRecord]:
+    """Runs of an agent whose costs are ``ratio`` of a rival's, but for what trainings, tasks and seeds add."""
+    rng = np.random.default_rng(seed)
+    of_training, of_task = rng.normal(0, spread[0], trainings), rng.normal(0, spread[1], len(TASKS))
+    trace = (Point(10.0, 1.0, LoopPlan()), Point(20.0, 0.5, LoopPlan(learning_rate=1e-2)))
+    records = []
+    for number, task in enumerate(TASKS):
+        for run in range(10):
+            cost = 1000 * math.exp(rng.normal(0, spread[2]))
+            records.append(RunRecord("rival", task, run, "hit", cost, 9e3, 0.1, 0.9, 0, trace))
+            for training in range(trainings):
+                own = cost * ratio * math.exp(of_training[training] + of_task[number] + rng.normal(0, spread[2]))
+                records.append(RunRecord("agent", task, run, "hit", own, 9e3, 0.1, 0.9, training, trace))
+    return records
+
+
+def evaluation(records: list[RunRecord], seconds: float = 1.0) -> Evaluation:
+    timings = [Timing(m, t, s, 0.1) for m, s in (("agent", seconds), ("rival", 1.0)) for t in TASKS]
+    methods = (Method("agent", "agent"), Method("rival", "fixed default"))
+    return Evaluation("agent", "rival", methods, {"planted": TASKS}, tuple(records), tuple(timings), 1e6)
+
+
+@pytest.mark.parametrize("planted_as", PLANTED)
+def test_intervals_cover_what_was_planted(planted_as: str) -> None:
+    truth, covered = PLANTED[planted_as], 0
+    for seed in range(500):
+        ratio = cost_ratio(planted(truth, seed), "s", "agent", "rival", resamples=300)
+        covered += ratio.low <= truth <= ratio.high
+    assert 0.90 <= covered / 500 <= 0.99
+
+
+def test_wins_is_written_only_where_something_was_saved() -> None:
+    for planted_as, truth in PLANTED.items():
+        shown = evaluation(planted(truth, seed=1, spread=(0.05, 0.1, 0.2)))
+        pages = [as_html(shown, {}), *(as_markdown(table) for table in shown.tables()), shown.headline("planted")]
+        assert all(("wins" in page) == (planted_as == "saving") for page in (pages[0], pages[-1]))
+        assert any("wins" in page for page in pages) == (planted_as == "saving")
+        assert ("loses" in shown.headline("planted")) == (planted_as == "regression")
+
+
+def test_a_win_needs_both_units_and_the_hits() -> None:
+    records = planted(0.7, seed=1, spread=(0.05, 0.1, 0.2))
+    assert evaluation(records).verdict("planted", "rival") == "wins"
+    assert evaluation(records, seconds=2.0).verdict("planted", "rival") == "loses"
+    assert evaluation(records, seconds=1.4).verdict("planted", "rival") == "no difference shown"
+    untimed = Evaluation("agent", "rival", evaluation(records).methods, {"planted": TASKS}, tuple(records))
+    assert "wins" not in untimed.verdict("planted", "rival")
+    missed = [RunRecord(r.method, r.task, r.seed, "miss", r.cost, r.budget, 1.0, 0.5, r.training)
+              if r.method == "agent" and r.seed == 0 else r for r in records]  # fmt: skip
+    assert evaluation(missed).verdict("planted", "rival") == "no difference shown"
+
+
+def test_one_training_and_one_task_have_intervals_too() -> None:
+    records = [r for r in planted(0.7, 0, trainings=1) if r.task == TASKS[0]]
+    ratio = cost_ratio(records, "s", "agent", "rival")
+    assert 0 < ratio.low <= ratio.point <= ratio.high
+    assert ratio.saving == pytest.approx(1 - ratio.point)
+
+
+def test_trainings_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 0.01, (3, 8, 10))
+    apart = values + np.array([-0.3, 0.0, 0.3])[:, None, None]
+    narrow, wide = bootstrap(values), bootstrap(apart)
+    assert wide[1] - wide[0] > 10 * (narrow[1] - narrow[0])
+
+
+def test_unpaired_runs_are_refused() -> None:
+    records = planted(0.9, 0)
+    with pytest.raises(LoopwrightError, match="missing"):
+        paired_log_ratios(records[:-1], "agent", "rival")
+    with pytest.raises(LoopwrightError, match="same tasks and seeds"):
+        paired_log_ratios([r for r in records if r.method == "agent" or r.seed], "agent", "rival")
+    with pytest.raises(LoopwrightError, match="no runs of 'nobody'"):
+        paired_log_ratios(records, "nobody", "rival")
+    two = [r for r in records if r.training < 2]
+    others = [RunRecord("other", r.task, r.seed, "hit", 1.0, 1.0, 0, 0, r.training) for r in records
+              if r.method == "agent"]  # fmt: skip
+    with pytest.raises(LoopwrightError, match="trainings"):
+        paired_log_ratios([*two, *others], "agent", "other")
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_tasks_are_won_and_lost_by_a_paired_test() -> None:
+    records = []
+    for run in range(12):
+        for task, ratio in (("a", 0.5), ("b", 2.0), ("c", 1.0 + 0.1 * (-1) ** run)):
+            records += [RunRecord("agent", task, run, "hit", ratio * (1 + run / 100), 9.0, 0.1, 0.9),
+                        RunRecord("rival", task, run, "hit", 1.0, 9.0, 0.1, 0.9)]  # fmt: skip
+    rows = {row.task: row for row in per_task(records, "agent", "rival")}
+    assert [rows[t].outcome for t in "abc"] == ["win", "loss", "tie"]
+    assert rows["a"].holm == pytest.approx(3 * rows["a"].p)
+
+
+def test_profiles_by_hand() -> None:
+    costs = {"fast": {"a": 1.0, "b": 4.0}, "slow": {"a": 2.0, "b": 1.0}}
+    records = [
+        RunRecord(method, task, seed, "hit", cost, 9.0, 0.1, 0.9)
+        for method, own in costs.items() for task, cost in own.items() for seed in range(3)
+    ]  # fmt: skip
+    records += [RunRecord("never", task, seed, "miss", 1.0, 1.0, 9.0, 0.1) for task in "ab" for seed in range(3)]
+    fast, slow, never = profiles(records, ["fast", "slow", "never"])
+    assert fast.steps == ((1.0, 0.5), (4.0, 1.0))
+    assert slow.steps == ((1.0, 0.5), (2.0, 1.0))
+    assert fast.score == pytest.approx(0.5)  # task a at once, task b only at the very end
+    assert slow.score == pytest.approx((1 + (R_MAX - 2) / (R_MAX - 1)) / 2)
+    assert (never.steps, never.score) == ((), 0.0)
+
+
+def test_a_final_metric_is_no_worse_within_the_margin() -> None:
+    def runs(loss: float) -> list[RunRecord]:
+        return [RunRecord(m, t, s, "hit", 1.0, 2.0, 0.1, v + s / 1000)
+                for t in "abc" for s in range(5) for m, v in (("agent", 0.9 - loss), ("rival", 0.9))]  # fmt: skip
+
+    assert final_metric(runs(0.0), "agent", "rival").no_worse
+    assert final_metric(runs(0.005), "agent", "rival").no_worse
+    assert not final_metric(runs(0.02), "agent", "rival").no_worse
+    ruined = [*runs(0.0)[:-2], RunRecord("agent", "c", 4, "diverged", 2.0, 2.0, math.nan, -50.0), runs(0.0)[-1]]
+    assert final_metric(ruined, "agent", "rival").difference == pytest.approx(-0.904 / 15)
+
+
+def test_break_even_is_what_training_cost_over_what_a_run_saves() -> None:
+    records = [RunRecord(m, "a", s, "hit", c, 200.0, 0.1, 0.9) for s in range(3)
+               for m, c in (("agent", 60.0), ("rival", 100.0))]  # fmt: skip
+    assert break_even(records, "agent", "rival", 4000.0) == 100
+    assert break_even(records, "rival", "agent", 4000.0) == math.inf
+
+
+def test_a_verdict_is_about_every_unit() -> None:
+    better = cost_ratio(planted(0.5, 0, spread=(0, 0, 0.1)), "s", "agent", "rival")
+    same = cost_ratio(planted(1.0, 0, spread=(0, 0.1, 0.1)), "s", "agent", "rival")
+    assert verdict([better]) == verdict([better, better]) == "wins"
+    assert verdict([better, same]) == "no difference shown"
