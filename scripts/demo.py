@@ -2,7 +2,7 @@
 
     loopwright demo
 
-Prints the table and writes policy.safetensors, evaluation.json and evaluation.png to runs/demo/.
+Prints tables and writes policy.safetensors, report.html and evaluation.png to runs/demo/.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopwright.agents.training import TrainingConfig, train
-from loopwright.scripts.evaluate import evaluate, report
+from loopwright.scripts.evaluate import evaluate, provenance, show
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -33,8 +33,10 @@ def main(config: Config) -> None:
         TrainingConfig(suite="demo", steps=config.steps, seed=config.seed, compile=compile_where_possible()),
         config.folder,
     )
-    evaluation = evaluate([bundle], ("demo-held-out", "demo-new"), config.seeds, lanes=64, show=True)
-    report(evaluation, config.folder, {"bundles": [bundle.training]}, as_json=False)
+    evaluation = evaluate(
+        [bundle], ("demo-held-out", "demo-new"), config.folder, seeds=config.seeds, competitors="basic"
+    )
+    show(evaluation, config.folder, provenance([bundle]), as_json=False)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from loopwright.scripts.run import run
 COMMANDS = {
     "demo": "train an agent for a few minutes and evaluate it on tasks it never saw",
     "train": "train a controller on a suite",
-    "evaluate": "evaluate saved policies against tuned competitors",
+    "evaluate": "evaluate saved policies against what people would use instead",
+    "compare": "compare two methods whose runs are on record",
     "tasks": "list the task families, or the sources of their data",
     "replay": "execute an audit log again, or show it",
     "bench": "measure the engine's speed",

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loopwright.agents.controller import OpenLoop
-from loopwright.agents.evaluation import as_json, run_controller
+from loopwright.agents.evaluation import run_controller
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.ledger import LedgerContent, read_ledger
 from loopwright.envs.replay import Replay, ledger_plans, ledger_task, replay
@@ -90,7 +90,7 @@ def follow(content: LedgerContent, config: Config) -> None:
     settings = EpisodeSettings(**{**header["settings"], "compile": False})
     (record,) = run_controller(OpenLoop(tuple(ledger_plans(content))), [task], [seed], settings)
     if config.json:
-        print(json.dumps(as_json(record)))
+        print(json.dumps(record.as_json()))
         return
     print(f"recorded:  {header['task']} seed {header['seed']}: {last['outcome']} after {last['cost']:.0f} of "
           f"{header['budget']:.0f} geq")  # fmt: skip

@@ -59,7 +59,8 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {f"loopwright/{path.relative_to(ROOT)}" for package in LAYERS for path in sources(package)}
     expected |= {"loopwright/__init__.py", "loopwright/py.typed", "loopwright/inner_tasks/targets.json",
-                 "loopwright/inner_tasks/checksums.json", "loopwright/agents/tuned.json"}  # fmt: skip
+                 "loopwright/inner_tasks/checksums.json", "loopwright/agents/tuned.json",
+                 "loopwright/agents/report.html.jinja"}  # fmt: skip
     assert inside == expected
 
 

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from loopwright.agents.bundle import load_bundle
+from loopwright.agents.results import read_results
 from loopwright.envs.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -25,24 +27,61 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     trained = loopwright("train", *arguments, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "decision" in trained.stderr  # the progress bar
-    evaluated = loopwright(
-        "evaluate", "agent/policy.safetensors", "--folder", "out", "--suites", "demo-new", "--seeds", "1", "--ledgers",
-        cwd=tmp_path,
-    )  # fmt: skip
+    options = ("--folder", "out", "--suite", "demo-new", "--seeds", "1", "--competitors", "basic", "--ledgers")
+    evaluated = loopwright("evaluate", "agent/policy.safetensors", *options, cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     assert "breast-cancer:" in evaluated.stdout
+    assert "timings: 100%" in evaluated.stderr
     assert (tmp_path / "out/evaluation.png").stat().st_size > 10_000
-    result = json.loads((tmp_path / "out/evaluation.json").read_text())
-    ratios = result["ratios"]
-    keys = {"suite", "method", "against", "unit", "point", "low", "high", "hit_rate", "against_hit_rate"}
-    assert all(set(record) == keys for record in ratios)
-    assert {"demo-new", "constant", "cosine"} <= {r["suite"] for r in ratios} | {r["against"] for r in ratios}
-    assert len(result["runs"]) == len(result["suites"]["demo-new"]) * 6
+    assert "</svg>" in (tmp_path / "out/report.html").read_text()
+    _, records = read_results(tmp_path / "out/runs.jsonl")
+    tasks = {record.task for record in records}
+    assert len(records) == len(tasks) * 5
+    assert {record.method for record in records} == {"agent", "default AdamW", "constant", "warm-up cosine", "plateau"}
     ledgers = sorted((tmp_path / "out/ledgers/agent").glob("*.jsonl"))
-    assert len(ledgers) == len(result["suites"]["demo-new"])
+    assert len(ledgers) == len(tasks)
     fingerprint = load_bundle(tmp_path / "agent/policy.safetensors").fingerprint
     assert read_ledger(ledgers[0]).header["author"]["fingerprint"] == fingerprint
     check_replays(ledgers[0], tmp_path)
+    compared = loopwright("compare", "out", "out:constant", "--json", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert {ratio["unit"] for ratio in json.loads(compared.stdout)["ratios"]} == {"geq", "seconds"}
+    assert "out:constant" in loopwright("compare", "out", "out:constant", cwd=tmp_path).stdout
+    check_resuming(tmp_path, options)
+
+
+def check_resuming(cwd: Path, options: tuple[str, ...]) -> None:
+    """Killed without warning, an evaluation goes on where it was, and comes to the same results."""
+    _, whole = read_results(cwd / "out/runs.jsonl")
+    command = [sys.executable, "-W", "ignore", "-m", "loopwright.scripts.main", "evaluate", "agent/policy.safetensors"]
+    arguments = [*command, *("again" if option == "out" else option for option in options if option != "--ledgers")]
+    kept = cwd / "again/runs.jsonl"
+    with subprocess.Popen(arguments, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and not (kept.exists() and kept.read_text().count("\n") > 5):
+            time.sleep(0.05)
+        killed.kill()
+    before = kept.read_text().count("\n")
+    assert before < 1 + len(whole)
+    resumed = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert resumed.returncode == 0, resumed.stderr
+    _, records = read_results(kept)
+    assert len({record.key for record in records}) == len(records) == len(whole)
+    expected = {record.key: record for record in whole}
+    for record in records:
+        assert (record.outcome, record.cost) == (expected[record.key].outcome, expected[record.key].cost)
+
+
+def test_what_a_command_cannot_do_it_says_in_a_line(tmp_path: Path) -> None:
+    for arguments, message in (
+        (("evaluate", "nothing.safetensors"), "no bundle at nothing.safetensors"),
+        (("compare", "a", "b"), "no results at a/runs.jsonl"),
+        (("train", "--preset", "best"), "unknown preset 'best'"),
+        (("tune", "--kinds", "nobody"), "unknown competitor 'nobody'"),
+    ):
+        failed = loopwright(*arguments, cwd=tmp_path)
+        assert failed.returncode == 2
+        assert message in failed.stderr
+        assert "Traceback" not in failed.stderr
 
 
 def check_replays(ledger: Path, cwd: Path) -> None:
