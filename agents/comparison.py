@@ -87,6 +87,17 @@ class Evaluation:
     def others(self) -> list[str]:
         return [name for name in self.names if name != self.agent]
 
+    @cached_property
+    def easier_ratios(self) -> dict[tuple[str, str], Ratio]:
+        """As ``ratio``, in geq, with the easier targets, by group and other method; empty where a task has none."""
+        if any(r.easier_cost is None for r in self.records):
+            return {}
+        return {
+            (group, other): cost_ratio([r.to_easier() for r in self.runs(group)], group, self.agent, other)
+            for group in self.groups
+            for other in self.others
+        }
+
     @property
     def units(self) -> tuple[str, ...]:
         return (GEQ, SECONDS) if self.timings else (GEQ,)
@@ -202,15 +213,18 @@ class Evaluation:
             runs = [r for r in self.runs(group) if r.method == method.name]
             cells = [method.name, method.group, f"{hit_rate(runs, method.name):.0%}", f"{geometric_share(runs):.2f}"]
             if method.name == self.agent:
-                cells += ["1"] * len(self.units) + [""]
+                cells += ["1"] * (len(self.units) + bool(self.easier_ratios)) + [""]
             else:
                 cells += [interval(self.ratio(group, method.name, unit)) for unit in self.units]
+                cells += [interval(self.easier_ratios[group, method.name])] if self.easier_ratios else []
                 cells.append(self.verdict(group, method.name))
             cells.append(f"{scores[method.name]:.2f}" if method.name in scores else "")
             if method.name in (self.agent, self.rival):
                 bold.append(number)
             rows.append(tuple(cells))
         columns = tuple(f"{self.agent} / method, {unit}" for unit in self.units)
+        if self.easier_ratios:
+            columns += (f"{self.agent} / method, easier target, geq",)
         header = ("method", "group", "hits", "cost", *columns, f"the {self.agent}", "score")
         note = (
             f"cost: share of the budget, geometric mean, a miss counts as all of it. Ratios below 1: the {self.agent} "

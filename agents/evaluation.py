@@ -130,6 +130,7 @@ class _Runs:
         self.current: list[int | None] = [None] * lanes
         self.traces: list[list[Point]] = [[] for _ in range(lanes)]
         self.decisions = torch.zeros(lanes)
+        self.easier = [_Crossing(None)] * lanes
 
     def run(self) -> Iterator[tuple[int, RunRecord]]:
         """Every job's number and record, as they end."""
@@ -139,6 +140,8 @@ class _Runs:
             plans = self._plans()
             decision = batch.decide(plans)
             self.decisions += 1
+            for crossing, cost, loss in zip(self.easier, batch.cost.tolist(), decision.loss.tolist(), strict=True):
+                crossing.see(cost, loss)
             free = []
             for lane, number in enumerate(self.current):
                 if number is None:
@@ -160,11 +163,16 @@ class _Runs:
             self._start(free)
 
     def _start(self, free: list[int]) -> None:
-        free = free[: len(self.waiting)]
+        """Start waiting jobs in the lanes that are free."""
+        free, idle = free[: len(self.waiting)], free[len(self.waiting) :]
+        if isinstance(self.batch.lanes, OptimizerLanes):
+            self.batch.lanes.release(idle)
         if free:
             numbers = [self.waiting.pop() for _ in free]
             for lane, number in zip(free, numbers, strict=True):
                 self.current[lane], self.traces[lane] = number, []
+                calibration = self.jobs[number].task.calibration
+                self.easier[lane] = _Crossing(calibration.easier if calibration else None)
             self.decisions[free] = 0
             jobs = [self.jobs[number] for number in numbers]
             starts = [job.controller.start for job in jobs]
@@ -173,7 +181,12 @@ class _Runs:
                 for lane, job in zip(free, jobs, strict=True):
                     assert isinstance(job.controller, Optimized)
                     updates = float(self.batch.budget[lane]) / self.batch.settings.microbatch
-                    self.batch.lanes.equip(lane, job.controller.make, math.ceil(updates / job.controller.start.batch))
+                    self.batch.lanes.equip(
+                        lane,
+                        job.controller.make,
+                        math.ceil(updates / job.controller.start.batch),
+                        flat=job.controller.flat,
+                    )
 
     def _plans(self) -> torch.Tensor:
         """What the controllers decide: each is shown all lanes, and heard on its own."""
@@ -203,5 +216,27 @@ class _Runs:
             float(decision.loss[lane]),
             float(decision.metric[lane]),
             job.training,
+            self.easier[lane].cost_within(budget),
             tuple(self.traces[lane]),
         )
+
+
+class _Crossing:
+    """When a run first held a loss for two evaluations in a row, by the rule for targets."""
+
+    def __init__(self, loss: float | None) -> None:
+        self.loss, self.cost, self.held = loss, math.inf, False
+
+    def see(self, cost: float, loss: float) -> None:
+        if self.loss is None or self.held:
+            return
+        if loss > self.loss or not math.isfinite(loss):
+            self.cost = math.inf
+        elif self.cost < math.inf:
+            self.held = True
+        else:
+            self.cost = cost
+
+    def cost_within(self, budget: float) -> float | None:
+        """What it cost to hold the loss, or the budget; None where there was no loss to hold."""
+        return None if self.loss is None else self.cost if self.held else budget

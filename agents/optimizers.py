@@ -108,6 +108,9 @@ OPTIMIZERS: dict[str, Callable[..., LibraryUpdate]] = {
 }
 
 
+BY_MATRIX = ("muon", "soap")  # the others do not care which parameters belong together
+
+
 @dataclass(frozen=True)
 class Optimized(Described):
     """A run left to the optimizer ``kind`` with ``settings``; of the plan ``batch``, ``clip`` and ``average`` count."""
@@ -121,6 +124,11 @@ class Optimized(Described):
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
             raise UnknownNameError("optimizer", self.kind, list(OPTIMIZERS))
+
+    @property
+    def flat(self) -> bool:
+        """Whether all parameters may be handed over as one vector."""
+        return self.kind not in BY_MATRIX
 
     def decide(self, view: View) -> torch.Tensor:
         return view.plans

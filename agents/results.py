@@ -7,11 +7,11 @@ half-written line off, and an evaluation that goes on skips the runs that are th
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loopwright.envs.episodes import HIT, OUTCOMES
+from loopwright.envs.episodes import HIT, MISS, OUTCOMES
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import LoopwrightError
 
@@ -45,6 +45,7 @@ class RunRecord:
         cost: geq until the first of two evaluations in a row at or below the target; the budget for a miss.
         budget: geq it might spend.
         final_loss, final_metric: on the target split, when it ended.
+        easier_cost: as ``cost``, for the task's second, easier target; None for a task that has none.
         trace: a point per decision; empty unless asked for.
     """
 
@@ -57,6 +58,7 @@ class RunRecord:
     final_loss: float
     final_metric: float
     training: int = 0
+    easier_cost: float | None = None
     trace: tuple[Point, ...] = ()
 
     @property
@@ -66,6 +68,13 @@ class RunRecord:
     @property
     def hit(self) -> bool:
         return self.outcome == OUTCOMES[HIT]
+
+    def to_easier(self) -> "RunRecord":
+        """The record as if the easier target had been the task's. Raises ``LoopwrightError`` where there is none."""
+        if self.easier_cost is None:
+            raise LoopwrightError(f"task {self.task} has no easier target")
+        reached = self.easier_cost < self.budget
+        return replace(self, cost=self.easier_cost, outcome=OUTCOMES[HIT if reached else MISS])
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; the trace by columns, and of the plans only the fields that change."""

@@ -12,6 +12,7 @@ from loopwright.agents.controller import Controller
 from loopwright.agents.evaluation import Job
 from loopwright.agents.results import Key, RunRecord
 from loopwright.agents.schedules import Scheduled
+from loopwright.envs.episodes import HIT, MISS, OUTCOMES
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.extras import import_extra
 from loopwright.inner_tasks.task import Task
@@ -107,16 +108,30 @@ class _Study:
         for trials in TRIALS:
             paid = self.records[:trials]
             best = min(paid, key=lambda r: (not r.hit, r.final_loss))
+            budget = trials * best.budget
             found.append(
                 RunRecord(
-                    _name(self.sampler, trials),
-                    best.task,
-                    best.seed,
-                    "hit" if best.hit else "miss",
-                    sum(r.cost for r in paid),
-                    trials * best.budget,
-                    best.final_loss,
-                    best.final_metric,
+                    method=_name(self.sampler, trials),
+                    task=best.task,
+                    seed=best.seed,
+                    outcome=OUTCOMES[HIT if best.hit else MISS],
+                    cost=sum(r.cost for r in paid),
+                    budget=budget,
+                    final_loss=best.final_loss,
+                    final_metric=best.final_metric,
+                    easier_cost=_easier_cost(paid, budget),
                 )
             )
         return found
+
+
+def _easier_cost(paid: list[RunRecord], budget: float) -> float | None:
+    """What was paid until a trial held the easier target."""
+    before = 0.0
+    for record in paid:
+        if record.easier_cost is None:
+            return None
+        if record.easier_cost < record.budget:
+            return before + record.easier_cost
+        before += record.cost
+    return budget

@@ -178,9 +178,11 @@ def read_timings(path: Path) -> list[Timing]:
 
 def in_seconds(records: Sequence[RunRecord], timings: Sequence[Timing]) -> list[RunRecord]:
     """The records with cost and budget in seconds; those of methods that were not timed are left out."""
-    rate = {(timing.method, timing.task): timing.seconds_per_geq for timing in timings}
-    return [
-        replace(r, cost=r.cost * rate[r.method, r.task], budget=r.budget * rate[r.method, r.task])
-        for r in records
-        if (r.method, r.task) in rate
-    ]
+    rates = {(timing.method, timing.task): timing.seconds_per_geq for timing in timings}
+    found = []
+    for record in records:
+        rate = rates.get((record.method, record.task))
+        if rate is not None:
+            easier = None if record.easier_cost is None else record.easier_cost * rate
+            found.append(replace(record, cost=record.cost * rate, budget=record.budget * rate, easier_cost=easier))
+    return found

@@ -98,13 +98,14 @@ class Calibrator:
             curves.append(self.lanes.evaluate("target")[0].cpu())
         return torch.nan_to_num(torch.stack(curves, dim=1), nan=math.inf)
 
-    def search(self, task: Task) -> int:
-        """Which configuration of the search space holds the lowest loss."""
-        return int(held(self.losses(task, self.space, SEARCH_SEED)).amin(dim=1).argmin())
+    def search(self, task: Task) -> tuple[int, float]:
+        """Which configuration of the search space holds the lowest loss, and what the median one ends with."""
+        losses = self.losses(task, self.space, SEARCH_SEED)
+        return int(held(losses).amin(dim=1).argmin()), float(losses[:, -1].quantile(0.5, interpolation="lower"))
 
     def calibrate(self, task: Task) -> tuple[Calibration | None, str]:
         """The calibration and the winning configuration in words; or None and the reason for dropping the task."""
-        best_at = self.search(task)
+        best_at, easier = self.search(task)
         winner = self.space[best_at]
         default = StaticConfiguration(LoopPlan(), 0.0, math.inf)
         again = [winner] * RERUNS + [default] * (CONFIGURATIONS - RERUNS)
@@ -129,7 +130,7 @@ class Calibrator:
         if len(points) < 2:
             return None, "flat: the best static configuration makes no progress before its target"
         described = f"{winner.plan} warm_up={winner.warm_up} horizon={winner.horizon}"
-        return Calibration(target, cost, tuple(points), best_at), described
+        return Calibration(target, cost, tuple(points), best_at, max(easier, target)), described
 
     @staticmethod
     def _curve(losses: torch.Tensor, target: float, cost: float, per_decision: int) -> list[tuple[float, float]]:

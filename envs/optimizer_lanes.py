@@ -52,20 +52,28 @@ class OptimizerLanes(Lanes):
 
     def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
         self._parameters: list[list[torch.Tensor]] = [[] for _ in range(self.lanes)]
-        self._gradients: list[list[torch.Tensor]] = [[] for _ in range(self.lanes)]
         self._updates: list[LibraryUpdate | None] = [None] * self.lanes
-        for views, flat in ((self._parameters, self.state.weights), (self._gradients, self.state.gradient_sum)):
-            for piece in self.layout.split(flat):
-                for lane, view in enumerate(piece):
-                    views[lane].append(view.detach())
         return self._step
 
-    def equip(self, lane: int, make: MakeUpdate, updates: int) -> None:
-        """Give the run that was just loaded into ``lane`` its optimizer, for so many updates."""
-        for parameter in self._parameters[lane]:
-            parameter.grad = None
-        self._parameters[lane] = [p.detach().requires_grad_() for p in self._parameters[lane]]
+    def equip(self, lane: int, make: MakeUpdate, updates: int, *, flat: bool = False) -> None:
+        """Give the run that was just loaded into ``lane`` its optimizer, for so many updates.
+
+        ``flat``: hand it all parameters as one vector, which is the same, and faster, for an optimizer that does not
+        care which of them belong together.
+        """
+        weights, gradients = (
+            [rows[lane]] if flat else [piece[0] for piece in self.layout.split(rows[lane : lane + 1])]
+            for rows in (self.state.weights, self.state.gradient_sum)
+        )
+        self._parameters[lane] = [view.detach().requires_grad_() for view in weights]
+        for parameter, gradient in zip(self._parameters[lane], gradients, strict=True):
+            parameter.grad = gradient
         self._updates[lane] = make(self._parameters[lane], updates)
+
+    def release(self, lanes: Sequence[int]) -> None:
+        """Take the optimizers away: nobody waits for what these lanes do."""
+        for lane in lanes:
+            self._updates[lane] = None
 
     def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
         sums = super().run(plans, ticks)
@@ -92,11 +100,8 @@ class OptimizerLanes(Lanes):
         count[due] = 0.0
 
     def _step_one(self, lane: int, update: LibraryUpdate, plan: list[float], loss: float, count: float) -> None:
-        parameters = self._parameters[lane]
-        for parameter, gradient in zip(parameters, self._gradients[lane], strict=True):
-            parameter.grad = gradient
         if plan[ROW["clip"]] != torch.inf:
-            torch.nn.utils.clip_grad_norm_(parameters, plan[ROW["clip"]])
+            torch.nn.utils.clip_grad_norm_(self._parameters[lane], plan[ROW["clip"]])
         update.step(loss)
         if half_life := plan[ROW["average"]]:
             self.state.average[lane].lerp_(self.state.weights[lane], 1 - 0.5 ** (count / half_life))

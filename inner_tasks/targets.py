@@ -27,7 +27,11 @@ def read_targets() -> StoredTargets:
     content = json.loads(TARGETS_FILE.read_text())
     targets = {
         name: Calibration(
-            entry["target"], entry["cost"], tuple((geq, loss) for geq, loss in entry["curve"]), entry.get("winner")
+            entry["target"],
+            entry["cost"],
+            tuple((geq, loss) for geq, loss in entry["curve"]),
+            entry.get("winner"),
+            entry.get("easier"),
         )
         for name, entry in content["targets"].items()
     }
@@ -51,13 +55,17 @@ def calibrated_names() -> list[str]:
 
 def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], dropped: dict[str, str]) -> None:
     """Replace the stored targets: one task a line, so that a change reads as one in a diff."""
-    lines = ",\n".join(
-        f"    {json.dumps(name)}: "
-        + json.dumps(
-            {"target": c.target, "cost": c.cost, "winner": c.winner, "curve": [list(point) for point in c.curve]}
-        )
+    entries = {
+        name: {
+            "target": c.target,
+            "cost": c.cost,
+            "winner": c.winner,
+            "easier": c.easier,
+            "curve": [list(point) for point in c.curve],
+        }
         for name, c in sorted(targets.items())
-    )
+    }
+    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
     refused = ",\n".join(f"    {json.dumps(name)}: {json.dumps(why)}" for name, why in sorted(dropped.items()))
     TARGETS_FILE.write_text(
         f'{{\n  "provenance": {json.dumps(provenance)},\n'

@@ -41,13 +41,15 @@ class Calibration:
 
     ``curve`` holds (geq, loss) pairs, geq rising and loss falling strictly: the median over re-runs of the running
     minimum of the target-split loss, ending at (``cost``, ``target``). It defines E(L) in the reward. ``winner`` is the
-    best configuration's position in the search space, None where it was not kept.
+    best configuration's position in the search space, and ``easier`` a second target, what the median configuration
+    ends with; None where they were not kept.
     """
 
     target: float
     cost: float
     curve: tuple[tuple[float, float], ...]
     winner: int | None = None
+    easier: float | None = None
 
     def __post_init__(self) -> None:
         geq, loss = zip(*self.curve, strict=True) if self.curve else ((), ())

@@ -187,3 +187,21 @@ def test_an_agents_schedule_replayed_on_its_own_run_is_its_run(small_task: Task)
     for ours, theirs in zip(own.trace, again.trace, strict=False):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
     assert own.trace[0].cost > again.trace[0].cost  # the looks are saved
+
+
+def test_the_easier_target_is_reached_when_a_trace_says_so(small_task: Task) -> None:
+    assert small_task.calibration is not None
+    easier = 1.3 * small_task.calibration.target
+    task = small_task.with_calibration(replace(small_task.calibration, easier=easier))
+    controller = Constant(LoopPlan(learning_rate=3e-3))
+    (record,) = run_controller(controller, [task], [3], EpisodeSettings(budget_factor=2.0), traced=True)
+    below = [point.loss <= easier for point in record.trace]
+    first = next(i for i in range(1, len(below)) if below[i - 1] and below[i]) - 1
+    assert record.easier_cost == record.trace[first].cost
+    assert record.to_easier().hit
+    assert record.to_easier().cost == record.easier_cost
+    (missed,) = run_controller(Constant(LoopPlan(learning_rate=0.0)), [task], [3], SHORT)
+    assert missed.easier_cost == missed.budget
+    assert missed.to_easier().outcome == "miss"
+    with pytest.raises(LoopwrightError, match="no easier target"):
+        replace(record, easier_cost=None).to_easier()

@@ -72,6 +72,9 @@ def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, C
     assert all(timing.seconds_per_geq > 0 and 0 <= timing.overhead < 1 for timing in evaluation.timings)
     assert evaluation.rival == best_single(COMPETITORS)
     assert {ratio.unit for ratio in evaluation.ratios} == {GEQ, SECONDS}
+    for record in evaluation.records:
+        assert record.easier_cost is not None
+        assert record.easier_cost <= record.cost  # it is held when the target is, if not before
     _, kept = read_results(folder / RESULTS)
     assert [r.key for r in kept] == [r.key for r in evaluation.records]
 
@@ -119,6 +122,8 @@ def test_a_wrapped_competitor_ties_with_itself_in_every_statistic(tiny_suite: No
     assert evaluation.verdict(TINY, "constant") == "no difference shown"
     (row,) = evaluation.task_rows[TINY]
     assert (row.ratio.point, row.p, row.holm, row.outcome) == (1, 1, 1, "tie")
+    easier = evaluation.easier_ratios[TINY, "constant"]
+    assert (easier.point, easier.low, easier.high) == (1, 1, 1)
     metric = evaluation.final_metric(TINY)
     assert (metric.difference, metric.low, metric.high, metric.no_worse) == (0, 0, 0, True)
     scores = {profile.method: (profile.steps, profile.score) for profile in evaluation.profiles[TINY]}

@@ -34,13 +34,15 @@ def test_lanes_and_plain_loop_agree_on_every_optimizer(competitor: object, clip:
     lanes = OptimizerLanes(small_task, 2, dtype=torch.float64)
     lanes.load([0, 1], [small_task] * 2, [5, 6])
     for lane in (0, 1):
-        lanes.equip(lane, controller.make, 50)
+        lanes.equip(lane, controller.make, 50, flat=controller.flat)
     for _ in range(2):
         sums = plain.run(plan, 10)
         of_lanes = lanes.run(stack_plans([plan] * 2), 10)[:, 0]
     torch.testing.assert_close(sums[:4].double(), of_lanes[:4], rtol=1e-5, atol=1e-5)
     weights = torch.cat([p.flatten() for p in plain.average])
-    torch.testing.assert_close(weights, lanes.state.average[0], rtol=0, atol=1e-4 if clip < 1 else 1e-9)
+    # Clipping is the libraries' own, in float32 parts of it; so are two optimizers' estimates of a distance.
+    loose = clip < 1 or controller.kind in ("prodigy", "d-adaptation")
+    torch.testing.assert_close(weights, lanes.state.average[0], rtol=0, atol=1e-4 if loose else 1e-9)
     assert (lanes.state.average[0] != lanes.state.average[1]).any()
     assert plain.evaluate(small_task.target)[0] == pytest.approx(lanes.evaluate("target")[0][0].item(), rel=1e-3)
 

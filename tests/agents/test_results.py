@@ -13,7 +13,7 @@ TRACE = (Point(256.0, 1.5, LoopPlan()), Point(512.0, 1.25, LoopPlan(learning_rat
 
 
 def record(seed: int, trace: tuple[Point, ...] = ()) -> RunRecord:
-    return RunRecord("agent", "a", seed, "hit", 300.5, 900.0, 0.25, 0.75, 1, trace)
+    return RunRecord("agent", "a", seed, "hit", 300.5, 900.0, 0.25, 0.75, 1, 280.25, trace)
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

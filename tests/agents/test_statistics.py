@@ -40,10 +40,10 @@ def planted(
     for number, task in enumerate(TASKS):
         for run in range(10):
             cost = 1000 * math.exp(rng.normal(0, spread[2]))
-            records.append(RunRecord("rival", task, run, "hit", cost, 9e3, 0.1, 0.9, 0, trace))
+            records.append(RunRecord("rival", task, run, "hit", cost, 9e3, 0.1, 0.9, 0, None, trace))
             for training in range(trainings):
                 own = cost * ratio * math.exp(of_training[training] + of_task[number] + rng.normal(0, spread[2]))
-                records.append(RunRecord("agent", task, run, "hit", own, 9e3, 0.1, 0.9, training, trace))
+                records.append(RunRecord("agent", task, run, "hit", own, 9e3, 0.1, 0.9, training, None, trace))
     return records
 
 
