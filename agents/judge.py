@@ -172,9 +172,9 @@ def judge(
         "suites": members,
         "seeds": run_seeds,
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("compile", "device")},
-        "methods": {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field},
     }
-    results = ResultsFile(folder / RESULTS, header)
+    fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
+    results = ResultsFile(folder / RESULTS, header, fingerprints)
     contest = _Contest(field, rival, tasks, run_seeds, results, lanes, settings, progress)
     try:
         contest.run_side_by_side(contestants if ledgers else ())
@@ -195,7 +195,7 @@ def judge(
         rival=rival,
         methods=tuple(methods),
         suites=members,
-        records=tuple(results.records),
+        records=tuple(r for r in results.records if r.method in {method.name for method in methods}),
         timings=tuple(timings.timings),
         meta_cost=sum(meta) / len(meta) * settings.ticks_per_decision * settings.microbatch,
     )
@@ -255,12 +255,13 @@ class _Contest:
 
     def time(self, timings: TimingsFile) -> None:
         """What a geq of every method costs in seconds, task by task."""
-        self.progress("timings", len(timings.done))
         records = self.results.records
         traced = {(r.method, r.task): r for r in records if r.training == 0 and r.seed == self.seeds[0] and r.trace}
         replayed = any(r.method == OPEN_LOOP for r in records)
+        names = {entrant.name for entrant in self.field} | ({OPEN_LOOP, *search_names()} if replayed else set())
         for task in self.tasks:
-            if task.name in timings.done:
+            if names <= timings.methods(task.name):
+                self.progress("timings", 1)
                 continue
             timed: list[tuple[Controller, list[LoopPlan]]] = []
             for entrant in self.field:
@@ -272,7 +273,7 @@ class _Contest:
                 # A trial of a search is a run under a schedule, whatever its settings.
                 plans = [LoopPlan()] * len(timed[0][1])
                 timed += [(Scheduled(LoopPlan(), "cosine", name=name), plans) for name in search_names()]
-            timings.append(time_methods(timed, task, self.settings, self.seeds[0]))
+            timings.replace(task.name, time_methods(timed, task, self.settings, self.seeds[0]))
             self.progress("timings", 1)
 
     def _jobs(self, entrant: Entrant) -> list[Job]:

@@ -1,7 +1,7 @@
 """Results of an evaluation: one record per run, kept as JSON lines that are only ever appended to.
 
-The first line says what was evaluated. A process that is killed loses at most the line it was writing; reading cuts a
-half-written line off, and an evaluation that goes on skips the runs that are there.
+The first line, the header, says what was evaluated. A process that is killed loses at most the line it was writing;
+reading cuts a half-written line off, and an evaluation that goes on skips the runs that are there.
 """
 
 import json
@@ -109,28 +109,41 @@ def _points(columns: dict[str, Any]) -> tuple[Point, ...]:
 class ResultsFile:
     """The records of one evaluation on disk.
 
-    Opening creates the file, or reads it and cuts off a line that was not finished. Raises ``LoopwrightError`` where
-    the file belongs to another evaluation (its header differs), is damaged before its end, or counts a run twice.
+    Opening creates the file, or reads it and cuts off a line that was not finished. Methods may be added later: a
+    header that names them then follows the records that were there.
+
+    Args:
+        path: the file.
+        header: what was evaluated on: JSON values, the same whenever the file is opened.
+        methods: fingerprints by the name of a method, one for each training.
+
+    Raises:
+        LoopwrightError: the file belongs to another evaluation (its header, or a method's fingerprints, differ), is
+            damaged before its end, or counts a run twice.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], methods: dict[str, list[str]]) -> None:
         self.path = path
         header = json.loads(json.dumps({"format": FORMAT, **header}))
+        known: dict[str, list[str]] = {}
+        self.records: list[RunRecord] = []
         if path.exists() and path.stat().st_size:
             found, self.records = read_results(path)
-            if found != header:
-                differs = sorted(k for k in {*found, *header} if found.get(k) != header.get(k))
+            known = found.pop("methods")
+            differs = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
+            differs += [name for name, prints in methods.items() if known.get(name, prints) != prints]
+            if differs:
                 raise LoopwrightError(
                     f"{path} holds the results of another evaluation ({', '.join(differs)} differ); "
                     f"choose another folder"
                 )
             _cut_unfinished_line(path)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.records = []
-            path.write_text(json.dumps(header) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.done = {record.key for record in self.records}
         self._file = path.open("a")
+        if set(methods) - set(known):
+            self._file.write(json.dumps({**header, "methods": {**known, **methods}}) + "\n")
+            self._file.flush()
 
     def append(self, record: RunRecord) -> None:
         """Keep a record. Raises ``LoopwrightError`` for a run that is there already."""
@@ -161,15 +174,20 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[RunRecord]]:
         lines = path.read_text().split("\n")[:-1]  # what follows the last newline was not finished
     except FileNotFoundError:
         raise LoopwrightError(f"no results at {path}") from None
-    records = []
+    records: list[RunRecord] = []
+    header: dict[str, Any] = {}
+    number = 1
     try:
-        header = json.loads(lines[0])
-        if header["format"] != FORMAT:
-            raise LoopwrightError(f"{path} has format {header['format']!r}; this version reads {FORMAT!r}")
-        for line in lines[1:]:
-            records.append(RunRecord.from_json(json.loads(line)))
-    except (IndexError, KeyError, TypeError, json.JSONDecodeError) as problem:
-        raise LoopwrightError(f"{path} is not a results file: line {len(records) + 2}: {problem!r}") from None
+        for number, line in enumerate(lines or [""], start=1):
+            values = json.loads(line)
+            if "format" in values or number == 1:
+                header = values
+                if header["format"] != FORMAT:
+                    raise LoopwrightError(f"{path} has format {header['format']!r}; this version reads {FORMAT!r}")
+            else:
+                records.append(RunRecord.from_json(values))
+    except (KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise LoopwrightError(f"{path} is not a results file: line {number}: {problem!r}") from None
     check_unique(records, str(path))
     return header, records
 

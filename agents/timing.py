@@ -149,20 +149,19 @@ def _one_thread() -> Iterator[None]:
 
 
 class TimingsFile:
-    """Timings as JSON lines, one per method and task, appended to; an evaluation that goes on skips what is there."""
+    """Timings as JSON lines, one per method and task; an evaluation that goes on times only what is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.timings = read_timings(path) if path.exists() else []
 
-    @property
-    def done(self) -> set[str]:
-        """Tasks that were timed."""
-        return {timing.task for timing in self.timings}
+    def methods(self, task: str) -> set[str]:
+        """What was timed on a task."""
+        return {timing.method for timing in self.timings if timing.task == task}
 
-    def append(self, timings: Sequence[Timing]) -> None:
+    def replace(self, task: str, timings: Sequence[Timing]) -> None:
         """Keep one task's timings, all at once: they are only comparable among themselves."""
-        self.timings += timings
+        self.timings = [timing for timing in self.timings if timing.task != task] + list(timings)
         new = self.path.with_suffix(".new")
         new.write_text("".join(json.dumps(asdict(timing)) + "\n" for timing in self.timings))
         new.replace(self.path)

@@ -91,7 +91,7 @@ def test_an_evaluation_that_is_there_is_not_run_again(
     again = judge([bundle(0), bundle(1), bundle(2, "lr")], [TINY], folder, seeds=2, settings=SHORT)
     assert [replace(r, trace=()) for r in again.records] == [replace(r, trace=()) for r in evaluation.records]
     assert again.as_dict() == evaluation.as_dict()
-    with pytest.raises(LoopwrightError, match=r"another evaluation \(methods differ\)"):
+    with pytest.raises(LoopwrightError, match=r"another evaluation \(agent differ\)"):
         judge([bundle(3)], [TINY], folder, seeds=2, settings=SHORT)
 
 

@@ -40,8 +40,8 @@ def test_lanes_and_plain_loop_agree_on_every_optimizer(competitor: object, clip:
         of_lanes = lanes.run(stack_plans([plan] * 2), 10)[:, 0]
     torch.testing.assert_close(sums[:4].double(), of_lanes[:4], rtol=1e-5, atol=1e-5)
     weights = torch.cat([p.flatten() for p in plain.average])
-    # Clipping is the libraries' own, in float32 parts of it; so are two optimizers' estimates of a distance.
-    loose = clip < 1 or controller.kind in ("prodigy", "d-adaptation")
+    # Clipping, and what three optimizers estimate over all parameters, goes through float32 in these libraries.
+    loose = clip < 1 or controller.kind in ("prodigy", "d-adaptation", "ali-g")
     torch.testing.assert_close(weights, lanes.state.average[0], rtol=0, atol=1e-4 if loose else 1e-9)
     assert (lanes.state.average[0] != lanes.state.average[1]).any()
     assert plain.evaluate(small_task.target)[0] == pytest.approx(lanes.evaluate("target")[0][0].item(), rel=1e-3)

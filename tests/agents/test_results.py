@@ -9,6 +9,7 @@ from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import LoopwrightError
 
 HEADER = {"suites": {"s": ["a"]}, "seeds": [1, 2]}
+METHODS = {"agent": ["one", "two"]}
 TRACE = (Point(256.0, 1.5, LoopPlan()), Point(512.0, 1.25, LoopPlan(learning_rate=0.5, clip=2.0, optimizer="sgd")))
 
 
@@ -17,11 +18,11 @@ def record(seed: int, trace: tuple[Point, ...] = ()) -> RunRecord:
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
-    written = ResultsFile(tmp_path / "runs.jsonl", HEADER)
+    written = ResultsFile(tmp_path / "runs.jsonl", HEADER, METHODS)
     written.append(record(1, TRACE))
     written.append(record(2))
     written.close()
-    again = ResultsFile(tmp_path / "runs.jsonl", HEADER)
+    again = ResultsFile(tmp_path / "runs.jsonl", HEADER, METHODS)
     again.close()
     assert again.records == [record(1, TRACE), record(2)]
     assert again.done == {record(1).key, record(2).key}
@@ -30,14 +31,14 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_a_half_written_line_is_cut_off_and_the_rest_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    written = ResultsFile(path, HEADER)
+    written = ResultsFile(path, HEADER, METHODS)
     for seed in (1, 2):
         written.append(record(seed))
     written.close()
     whole = path.read_bytes()
     for length in range(whole.rstrip(b"\n").rfind(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:length])
-        again = ResultsFile(path, HEADER)
+        again = ResultsFile(path, HEADER, METHODS)
         assert again.records == [record(1)]
         again.append(record(2))
         again.close()
@@ -46,7 +47,7 @@ def test_a_half_written_line_is_cut_off_and_the_rest_is_kept(tmp_path: Path) -> 
 
 def test_no_run_counts_twice(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    written = ResultsFile(path, HEADER)
+    written = ResultsFile(path, HEADER, METHODS)
     written.append(record(1))
     with pytest.raises(LoopwrightError, match="already holds the run"):
         written.append(record(1))
@@ -54,14 +55,16 @@ def test_no_run_counts_twice(tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, lines[-1]]))
     with pytest.raises(LoopwrightError, match="counted twice"):
-        ResultsFile(path, HEADER)
+        ResultsFile(path, HEADER, METHODS)
 
 
 def test_results_of_another_evaluation_or_damaged_ones_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    ResultsFile(path, HEADER).close()
+    ResultsFile(path, HEADER, METHODS).close()
     with pytest.raises(LoopwrightError, match=r"another evaluation \(seeds differ\)"):
-        ResultsFile(path, {**HEADER, "seeds": [1]})
+        ResultsFile(path, {**HEADER, "seeds": [1]}, METHODS)
+    with pytest.raises(LoopwrightError, match=r"another evaluation \(agent differ\)"):
+        ResultsFile(path, HEADER, {"agent": ["one", "three"]})
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(LoopwrightError, match="line 2"):
         read_results(path)
@@ -70,3 +73,20 @@ def test_results_of_another_evaluation_or_damaged_ones_are_refused(tmp_path: Pat
         read_results(path)
     with pytest.raises(LoopwrightError, match="no results"):
         read_results(tmp_path / "nothing")
+
+
+def test_methods_can_be_added_later(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    first = ResultsFile(path, HEADER, METHODS)
+    first.append(record(1))
+    first.close()
+    more = ResultsFile(path, HEADER, {**METHODS, "SOAP": ["three"]})
+    assert more.records == [record(1)]
+    more.append(record(2))
+    more.close()
+    fewer = ResultsFile(path, HEADER, {"SOAP": ["three"]})
+    assert fewer.records == [record(1), record(2)]
+    fewer.close()
+    header, _ = read_results(path)
+    assert header["methods"] == {**METHODS, "SOAP": ["three"]}
+    assert path.read_text().count("format") == 2
