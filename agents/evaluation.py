@@ -6,22 +6,24 @@ counts as the whole budget, and as a miss.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from joblib import Parallel, delayed
 
 from loopwright.agents.controller import Controller, View
 from loopwright.agents.optimizers import Optimized
 from loopwright.agents.results import Key, Point, RunRecord
+from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import HIT, OUTCOMES, Decision, EpisodeBatch, EpisodeSettings
 from loopwright.envs.lanes import Lanes
 from loopwright.envs.ledger import Author
 from loopwright.envs.optimizer_lanes import OptimizerLanes
 from loopwright.envs.plan import unstack_plans
+from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Task
 
 
@@ -65,6 +67,7 @@ def run_jobs(
     ledgers: Path | None = None,
     on_run: Callable[[RunRecord], None] | None = None,
     follow: Follow | None = None,
+    workers: int = 1,
 ) -> list[RunRecord]:
     """Do all the runs, those of one shape side by side, and return their records in the order of ``jobs``.
 
@@ -78,12 +81,64 @@ def run_jobs(
         on_run: called with each record when its run has ended.
         follow: asked after every run for another one of the same shape and kind; with it, the records returned are
             those of the last runs.
+        workers: processes, each with one thread, among which the shapes are divided; with more than one, ``on_run``
+            hears of a shape's runs when all of them have ended.
+
+    Raises:
+        LoopwrightError: ``follow`` together with several workers.
     """
+    if follow is not None and workers > 1:
+        raise LoopwrightError("jobs that follow others are chosen here, not in a worker: follow needs workers=1")
     settings = settings or EpisodeSettings()
-    groups: dict[object, list[int]] = {}
+    of_shape: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):
-        if job.key in done:
-            continue
+        of_shape.setdefault(job.task.shape_key, []).append(number)
+    parts = []
+    for numbers in of_shape.values():
+        left = [number for number in numbers if jobs[number].key not in done]
+        fused = replace(settings, compile=settings.compile and len(numbers) >= lanes)
+        if left:
+            parts.append((left, [jobs[number] for number in left], fused))
+    records: dict[int, RunRecord] = {}
+    for number, record in _all_runs(parts, lanes, ledgers, follow, workers):
+        records[number] = record
+        if on_run is not None:
+            on_run(record)
+    return [records[number] for number in sorted(records)]
+
+
+Part = tuple[list[int], list[Job], EpisodeSettings]  # the jobs of one shape, their numbers, and how to run them
+
+
+def _all_runs(
+    parts: list[Part], lanes: int, ledgers: Path | None, follow: Follow | None, workers: int
+) -> Iterator[tuple[int, RunRecord]]:
+    """Numbers and records of all jobs, as they end; from workers, a shape at a time."""
+    if workers == 1:
+        for numbers, jobs, settings in parts:
+            for position, record in _runs_of_shape(jobs, settings, lanes, ledgers, follow):
+                yield numbers[position], record
+        return
+    dearest_first = sorted(parts, key=lambda part: -len(part[0]) * measure_cost(part[1][0].task.model).flops)
+    tasks = (delayed(_work)(numbers, jobs, settings, lanes, ledgers) for numbers, jobs, settings in dearest_first)
+    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(tasks):
+        yield from found
+
+
+def _work(
+    numbers: list[int], jobs: list[Job], settings: EpisodeSettings, lanes: int, ledgers: Path | None
+) -> list[tuple[int, RunRecord]]:
+    """What a worker does: one shape, in one thread."""
+    torch.set_num_threads(1)
+    return [(numbers[position], record) for position, record in _runs_of_shape(jobs, settings, lanes, ledgers, None)]
+
+
+def _runs_of_shape(
+    jobs: list[Job], settings: EpisodeSettings, lanes: int, ledgers: Path | None, follow: Follow | None
+) -> Iterator[tuple[int, RunRecord]]:
+    """Positions and records of jobs of one shape, those that can share a batch side by side."""
+    groups: dict[object, list[int]] = {}
+    for position, job in enumerate(jobs):
         controller = job.controller
         kind = (
             controller.looks,
@@ -91,19 +146,13 @@ def run_jobs(
             isinstance(controller, Optimized),
             (controller.name, controller.fingerprint) if ledgers else None,
         )
-        groups.setdefault((job.task.shape_key, kind), []).append(number)
-    of_shape = Counter(job.task.shape_key for job in jobs)
-    records: dict[int, RunRecord] = {}
-    for numbers in groups.values():
-        fused = settings.compile and of_shape[jobs[numbers[0]].task.shape_key] >= lanes
+        groups.setdefault(kind, []).append(position)
+    for positions in groups.values():
         # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
-        batch = _Runs([jobs[number] for number in numbers], replace(settings, compile=fused),
-                      lanes if fused else min(lanes, len(numbers)), ledgers, follow)  # fmt: skip
-        for position, record in batch.run():
-            records[numbers[position]] = record
-            if on_run is not None:
-                on_run(record)
-    return [records[number] for number in sorted(records)]
+        side_by_side = lanes if settings.compile else min(lanes, len(positions))
+        runs = _Runs([jobs[position] for position in positions], settings, side_by_side, ledgers, follow)
+        for position, record in runs.run():
+            yield positions[position], record
 
 
 class _Runs:

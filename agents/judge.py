@@ -23,9 +23,9 @@ from loopwright.agents.competitors import (
 from loopwright.agents.controller import Controller, OpenLoop, RandomPolicy, Static
 from loopwright.agents.evaluation import Job, run_jobs
 from loopwright.agents.figures import DRAWN_RUNS
-from loopwright.agents.results import ResultsFile, RunRecord
+from loopwright.agents.results import Key, ResultsFile, RunRecord
 from loopwright.agents.schedules import Scheduled
-from loopwright.agents.search import TRIALS, Search, search_names
+from loopwright.agents.search import run_searches, search_names
 from loopwright.agents.timing import TimingsFile, spread_plans, time_methods
 from loopwright.envs.calibration import DECISIONS, search_space
 from loopwright.envs.episodes import EpisodeSettings
@@ -133,6 +133,7 @@ def judge(
     lanes: int = 64,
     settings: EpisodeSettings | None = None,
     ledgers: bool = False,
+    workers: int = 1,
     progress: Progress = lambda part, done: None,
 ) -> Evaluation:
     """Evaluate saved policies on the suites' tasks against the competitors, and keep every run in ``folder``.
@@ -147,14 +148,16 @@ def judge(
         lanes: inner runs side by side.
         settings: of the episodes.
         ledgers: keep an audit log of every run of the agents, in ``folder``/ledgers.
+        workers: processes to divide the shapes of tasks among, each with one thread.
         progress: called with the name of a part and how many of its runs are done beyond the last call.
 
     Raises:
-        LoopwrightError: fewer than one seed or lane, an unknown suite or competitor, or a folder that holds the
+        LoopwrightError: fewer than one seed, lane or worker, an unknown suite or competitor, or a folder that holds the
             results of another evaluation.
     """
-    if seeds < 1 or lanes < 1:
-        raise LoopwrightError(f"seeds and lanes must be 1 or more, got {seeds} and {lanes}")
+    for what, count in (("seeds", seeds), ("lanes", lanes), ("workers", workers)):
+        if count < 1:
+            raise LoopwrightError(f"{what} must be 1 or more, got {count}")
     settings = settings or EpisodeSettings()
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
@@ -175,7 +178,7 @@ def judge(
     }
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
-    contest = _Contest(field, rival, tasks, run_seeds, results, lanes, settings, progress)
+    contest = _Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
     try:
         contest.run_side_by_side(contestants if ledgers else ())
         if competitors == "all":
@@ -195,10 +198,16 @@ def judge(
         rival=rival,
         methods=tuple(methods),
         suites=members,
-        records=tuple(r for r in results.records if r.method in {method.name for method in methods}),
+        records=tuple(_of(results.records, methods, len(judged))),
         timings=tuple(timings.timings),
         meta_cost=sum(meta) / len(meta) * settings.ticks_per_decision * settings.microbatch,
     )
+
+
+def _of(records: Sequence[RunRecord], methods: Sequence[Method], trainings: int) -> list[RunRecord]:
+    """Those of the methods, and of the agent so many trainings: a folder may hold more."""
+    names = {method.name for method in methods}
+    return [r for r in records if r.method in names and (r.method != AGENT or r.training < trainings)]
 
 
 @dataclass
@@ -212,6 +221,7 @@ class _Contest:
     results: ResultsFile
     lanes: int
     settings: EpisodeSettings
+    workers: int
     progress: Progress
 
     def run_side_by_side(self, logged: Sequence[Entrant]) -> None:
@@ -229,13 +239,14 @@ class _Contest:
             # The results of a study come one by one: a kill between them leaves some that are there already.
             if record.key not in self.results.done:
                 self.results.append(record)
-            self.progress("searches", 1)
+                self.progress("searches", 1)
 
-        search = Search(self.tasks, self.seeds, keep)
-        jobs = search.first(self.results.done)
-        runs = len(search_names()) * len(self.tasks) * len(self.seeds)
-        self.progress("searches", runs - len(TRIALS) * len(jobs))
-        run_jobs(jobs, self.settings, lanes=self.lanes, follow=search.follow)
+        done = self.results.done
+        runs = {Key(name, 0, task.name, seed) for name in search_names() for task in self.tasks for seed in self.seeds}
+        self.progress("searches", len(done & runs))
+        run_searches(
+            self.tasks, self.seeds, self.settings, lanes=self.lanes, done=done, on_record=keep, workers=self.workers
+        )
 
     def run_replays(self) -> None:
         """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.
@@ -286,7 +297,10 @@ class _Contest:
             self.results.append(record)
             self.progress(part, 1)
 
-        run_jobs(jobs, self.settings, lanes=self.lanes, done=self.results.done, ledgers=ledgers, on_run=keep)
+        run_jobs(
+            jobs, self.settings, lanes=self.lanes, done=self.results.done, ledgers=ledgers, on_run=keep,
+            workers=self.workers,
+        )  # fmt: skip
 
 
 def parts(bundles: int, tasks: int, seeds: int, competitors: str | Sequence[str]) -> dict[str, int]:

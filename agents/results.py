@@ -109,8 +109,8 @@ def _points(columns: dict[str, Any]) -> tuple[Point, ...]:
 class ResultsFile:
     """The records of one evaluation on disk.
 
-    Opening creates the file, or reads it and cuts off a line that was not finished. Methods may be added later: a
-    header that names them then follows the records that were there.
+    Opening creates the file, or reads it and cuts off a line that was not finished. Methods, and trainings of a method,
+    may be added later: a header that names them then follows the records that were there.
 
     Args:
         path: the file.
@@ -131,7 +131,7 @@ class ResultsFile:
             found, self.records = read_results(path)
             known = found.pop("methods")
             differs = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
-            differs += [name for name, prints in methods.items() if known.get(name, prints) != prints]
+            differs += [name for name, prints in methods.items() if not _one_continues(prints, known.get(name, []))]
             if differs:
                 raise LoopwrightError(
                     f"{path} holds the results of another evaluation ({', '.join(differs)} differ); "
@@ -141,8 +141,9 @@ class ResultsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.done = {record.key for record in self.records}
         self._file = path.open("a")
-        if set(methods) - set(known):
-            self._file.write(json.dumps({**header, "methods": {**known, **methods}}) + "\n")
+        both = {name: max(known.get(name, []), methods.get(name, []), key=len) for name in {**known, **methods}}
+        if both != known:
+            self._file.write(json.dumps({**header, "methods": both}) + "\n")
             self._file.flush()
 
     def append(self, record: RunRecord) -> None:
@@ -158,6 +159,11 @@ class ResultsFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _one_continues(first: list[str], second: list[str]) -> bool:
+    """Whether one of two lists begins with all of the other."""
+    return all(a == b for a, b in zip(first, second, strict=False))
 
 
 def _cut_unfinished_line(path: Path) -> None:

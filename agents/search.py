@@ -5,14 +5,17 @@ first trial that hits the target, and has paid for all until then. Trials are ju
 which is more than a user would know: it can only help the search.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
+from joblib import Parallel, delayed
+
 from loopwright.agents.controller import Controller
-from loopwright.agents.evaluation import Job
+from loopwright.agents.evaluation import Job, run_jobs
 from loopwright.agents.results import Key, RunRecord
 from loopwright.agents.schedules import Scheduled
-from loopwright.envs.episodes import HIT, MISS, OUTCOMES
+from loopwright.envs.episodes import HIT, MISS, OUTCOMES, EpisodeSettings
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.extras import import_extra
 from loopwright.inner_tasks.task import Task
@@ -135,3 +138,57 @@ def _easier_cost(paid: list[RunRecord], budget: float) -> float | None:
             return before + record.easier_cost
         before += record.cost
     return budget
+
+
+def run_searches(
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    settings: EpisodeSettings,
+    *,
+    lanes: int = 64,
+    done: Container[Key] = (),
+    on_record: Callable[[RunRecord], None],
+    workers: int = 1,
+) -> None:
+    """All searches but those that are ``done``, side by side; ``workers`` divide the shapes among them."""
+    of_shape: dict[object, list[Task]] = {}
+    for task in tasks:
+        of_shape.setdefault(task.shape_key, []).append(task)
+    finished = {key for key in _keys(tasks, seeds) if key in done}
+    if workers == 1:
+        for members in of_shape.values():
+            _search_shape(members, seeds, settings, lanes, finished, on_record)
+        return
+    work = (delayed(_work)(members, seeds, settings, lanes, finished) for members in of_shape.values())
+    for records in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
+        for record in records:
+            on_record(record)
+
+
+def _keys(tasks: Sequence[Task], seeds: Sequence[int]) -> Iterator[Key]:
+    for sampler in SAMPLERS:
+        for task in tasks:
+            for seed in seeds:
+                yield Key(_name(sampler, TRIALS[-1]), 0, task.name, seed)
+
+
+def _search_shape(
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    settings: EpisodeSettings,
+    lanes: int,
+    done: Collection[Key],
+    on_record: Callable[[RunRecord], None],
+) -> None:
+    search = Search(tasks, seeds, on_record)
+    run_jobs(search.first(done), settings, lanes=lanes, follow=search.follow)
+
+
+def _work(
+    tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Collection[Key]
+) -> list[RunRecord]:
+    """What a worker does: one shape, in one thread."""
+    torch.set_num_threads(1)
+    records: list[RunRecord] = []
+    _search_shape(tasks, seeds, settings, lanes, done, records.append)
+    return records

@@ -41,6 +41,8 @@ class Config:
     """"all", with searches, oracle and ablations; "basic"; or names of competitors."""
     lanes: int = 64
     """Inner runs side by side."""
+    workers: int = 1
+    """Processes to divide the work among, each with one thread."""
     ledgers: bool = False
     """Write an audit log of every run of the saved policies, to ledgers/ in the folder."""
     json: bool = False
@@ -56,6 +58,7 @@ def evaluate(
     competitors: str | Sequence[str],
     lanes: int = 64,
     ledgers: bool = False,
+    workers: int = 1,
     show: bool = True,
 ) -> Evaluation:
     """``judge`` with progress bars."""
@@ -67,9 +70,10 @@ def evaluate(
             )
         }
         progress: Progress = lambda part, done: bars[part].update(done)  # noqa: E731
+        settings = EpisodeSettings(compile=compile_where_possible())
         return judge(
-            bundles, suites, folder, seeds=seeds, competitors=competitors, lanes=lanes,
-            settings=EpisodeSettings(compile=compile_where_possible()), ledgers=ledgers, progress=progress,
+            bundles, suites, folder, seeds=seeds, competitors=competitors, lanes=lanes, settings=settings,
+            ledgers=ledgers, workers=workers, progress=progress,
         )  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def main(config: Config) -> None:
     competitors = config.competitors[0] if len(config.competitors) == 1 else config.competitors
     evaluation = evaluate(
         bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, lanes=config.lanes,
-        ledgers=config.ledgers, show=not config.json,
+        ledgers=config.ledgers, workers=config.workers, show=not config.json,
     )  # fmt: skip
     show(evaluation, config.folder, provenance(bundles), config.json)
 

@@ -14,10 +14,11 @@ from loopwright.agents.bundle import Bundle
 from loopwright.agents.comparison import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.competitors import COMPETITORS, best_single, starting_plan, tuned_competitors
 from loopwright.agents.controller import Constant
+from loopwright.agents.evaluation import Job, run_jobs
 from loopwright.agents.judge import AGENT, RANDOM, RESULTS, agents, judge, parts
 from loopwright.agents.report import write_report
-from loopwright.agents.results import read_results
-from loopwright.agents.search import TRIALS, Search, search_names
+from loopwright.agents.results import RunRecord, read_results
+from loopwright.agents.search import TRIALS, Search, run_searches, search_names
 from loopwright.agents.statistics import GEQ, SECONDS
 from loopwright.agents.timing import in_seconds
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
@@ -155,8 +156,6 @@ def test_a_replay_is_the_agents_cheapest_schedule_from_another_seed(
 
 
 def test_all_trials_are_charged(small_task: Task) -> None:
-    from loopwright.agents.evaluation import run_jobs
-
     trials: list[float] = []
     records = {}
     search = Search([small_task], [1, 2], lambda record: records.update({record.key: record}))
@@ -212,7 +211,7 @@ def test_agents_are_told_apart() -> None:
 
 
 def test_what_cannot_be_judged_is_refused(tiny_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LoopwrightError, match="seeds and lanes"):
+    with pytest.raises(LoopwrightError, match="seeds must be 1 or more, got 0"):
         judge([bundle(0)], [TINY], tmp_path, seeds=0)
     with pytest.raises(LoopwrightError, match="unknown competitor 'nobody'"):
         judge([bundle(0)], [TINY], tmp_path, competitors=["nobody"])
@@ -233,3 +232,24 @@ def test_costs_in_seconds_are_costs_times_what_a_geq_takes(everything: tuple[Eva
     timed = {r.key: r for r in in_seconds(evaluation.records, evaluation.timings)}
     for record in evaluation.records:
         assert timed[record.key].cost == record.cost * rate[record.method, record.task]
+
+
+def test_workers_come_to_the_same_results(tiny_suite: None, tmp_path: Path) -> None:
+    jobs = [
+        Job(controller, get_task(name), seed)
+        for controller in (bundle(0), tuned_competitors(["SOAP"])[1], tuned_competitors(["plateau"])[1])
+        for name in (TASK, "mixtures:2")
+        for seed in (1, 2)
+    ]
+    seen: list[RunRecord] = []
+    alone = run_jobs(jobs, EpisodeSettings(budget_factor=0.2))
+    shared = run_jobs(jobs, EpisodeSettings(budget_factor=0.2), workers=2, on_run=seen.append)
+    assert [r.key for r in shared] == [r.key for r in alone] == [job.key for job in jobs]
+    assert [(r.outcome, r.cost) for r in shared] == [(r.outcome, r.cost) for r in alone]
+    assert sorted(r.key for r in seen) == sorted(r.key for r in shared)
+    searched: list[list[RunRecord]] = [[], []]
+    for found, workers in zip(searched, (1, 2), strict=True):
+        run_searches([get_task(TASK)], [1], EpisodeSettings(budget_factor=0.1), on_record=found.append, workers=workers)
+    assert [(r.key, r.cost) for r in searched[0]] == [(r.key, r.cost) for r in searched[1]]
+    with pytest.raises(LoopwrightError, match="follow needs workers=1"):
+        run_jobs(jobs, follow=lambda job, record: None, workers=2)

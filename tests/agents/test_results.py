@@ -87,6 +87,8 @@ def test_methods_can_be_added_later(tmp_path: Path) -> None:
     fewer = ResultsFile(path, HEADER, {"SOAP": ["three"]})
     assert fewer.records == [record(1), record(2)]
     fewer.close()
-    header, _ = read_results(path)
-    assert header["methods"] == {**METHODS, "SOAP": ["three"]}
-    assert path.read_text().count("format") == 2
+    ResultsFile(path, HEADER, {"agent": ["one", "two", "four"]}).close()
+    header, records = read_results(path)
+    assert header["methods"] == {"agent": ["one", "two", "four"], "SOAP": ["three"]}
+    assert path.read_text().count("format") == 3
+    assert records == [record(1), record(2)]
