@@ -171,12 +171,12 @@ class Evaluation:
         """One sentence on a suite."""
         ratio = self.ratio(group, self.rival)
         sentence = (
-            f"{group}: against {self.rival} the {self.agent} needs {saving(ratio)} geq, "
+            f"{group}: against {self.rival} the {self.agent} needs {saving(ratio, 'geq')}, "
             f"hits {ratio.hit_rate:.0%} against {ratio.against_hit_rate:.0%}"
         )
         if SECONDS in self.units:
             seconds = self.ratio(group, self.rival, SECONDS)
-            sentence += f", and needs {saving(seconds)} time"
+            sentence += f", and needs {saving(seconds, 'time')}"
         return f"{sentence}: {self.verdict(group, self.rival)}"
 
     @property
@@ -302,9 +302,9 @@ class Evaluation:
         }
 
 
-def saving(ratio: Ratio) -> str:
-    """ "30% less (0.70 [0.60, 0.80])": a saving is 1 - T / T_base."""
-    return f"{abs(ratio.saving):.0%} {'less' if ratio.point <= 1 else 'more'} ({interval(ratio)})"
+def saving(ratio: Ratio, unit: str) -> str:
+    """Less of a unit, as 1 - T / T_base: "30% less geq (0.70 [0.60, 0.80])"."""
+    return f"{abs(ratio.saving):.0%} {'less' if ratio.point <= 1 else 'more'} {unit} ({interval(ratio)})"
 
 
 def interval(ratio: Ratio) -> str:

@@ -6,6 +6,7 @@ counts as the whole budget, and as a miss.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,8 +82,8 @@ def run_jobs(
         on_run: called with each record when its run has ended.
         follow: asked after every run for another one of the same shape and kind; with it, the records returned are
             those of the last runs.
-        workers: processes, each with one thread, among which the shapes are divided; with more than one, ``on_run``
-            hears of a shape's runs when all of them have ended.
+        workers: processes, each with one thread, among which the batches are divided; with more than one, ``on_run``
+            hears of a batch's runs when all of them have ended.
 
     Raises:
         LoopwrightError: ``follow`` together with several workers.
@@ -90,15 +91,16 @@ def run_jobs(
     if follow is not None and workers > 1:
         raise LoopwrightError("jobs that follow others are chosen here, not in a worker: follow needs workers=1")
     settings = settings or EpisodeSettings()
-    of_shape: dict[object, list[int]] = {}
+    of_shape = Counter(job.task.shape_key for job in jobs)
+    batches: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):
-        of_shape.setdefault(job.task.shape_key, []).append(number)
+        if job.key not in done:
+            batches.setdefault((job.task.shape_key, _kind(job.controller, ledgers)), []).append(number)
     parts = []
-    for numbers in of_shape.values():
-        left = [number for number in numbers if jobs[number].key not in done]
-        fused = replace(settings, compile=settings.compile and len(numbers) >= lanes)
-        if left:
-            parts.append((left, [jobs[number] for number in left], fused))
+    for numbers in batches.values():
+        own = [jobs[number] for number in numbers]
+        fused = settings.compile and of_shape[own[0].task.shape_key] >= lanes
+        parts.append((numbers, own, replace(settings, compile=fused)))
     records: dict[int, RunRecord] = {}
     for number, record in _all_runs(parts, lanes, ledgers, follow, workers):
         records[number] = record
@@ -107,52 +109,41 @@ def run_jobs(
     return [records[number] for number in sorted(records)]
 
 
-Part = tuple[list[int], list[Job], EpisodeSettings]  # the jobs of one shape, their numbers, and how to run them
+Part = tuple[list[int], list[Job], EpisodeSettings]  # jobs that can share a batch, their numbers, and how to run them
+
+
+def _kind(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
+    """What controllers must have in common to share a batch."""
+    author = (controller.name, controller.fingerprint) if ledgers else None
+    return controller.looks, controller.rolls_back, isinstance(controller, Optimized), author
 
 
 def _all_runs(
     parts: list[Part], lanes: int, ledgers: Path | None, follow: Follow | None, workers: int
 ) -> Iterator[tuple[int, RunRecord]]:
-    """Numbers and records of all jobs, as they end; from workers, a shape at a time."""
+    """Numbers and records of all jobs, as they end; from workers, a part at a time."""
     if workers == 1:
-        for numbers, jobs, settings in parts:
-            for position, record in _runs_of_shape(jobs, settings, lanes, ledgers, follow):
-                yield numbers[position], record
+        for part in parts:
+            yield from _run_part(part, lanes, ledgers, follow)
         return
     dearest_first = sorted(parts, key=lambda part: -len(part[0]) * measure_cost(part[1][0].task.model).flops)
-    tasks = (delayed(_work)(numbers, jobs, settings, lanes, ledgers) for numbers, jobs, settings in dearest_first)
-    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(tasks):
+    work = (delayed(_work)(part, lanes, ledgers) for part in dearest_first)
+    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
         yield from found
 
 
-def _work(
-    numbers: list[int], jobs: list[Job], settings: EpisodeSettings, lanes: int, ledgers: Path | None
-) -> list[tuple[int, RunRecord]]:
-    """What a worker does: one shape, in one thread."""
+def _work(part: Part, lanes: int, ledgers: Path | None) -> list[tuple[int, RunRecord]]:
+    """What a worker does, in one thread."""
     torch.set_num_threads(1)
-    return [(numbers[position], record) for position, record in _runs_of_shape(jobs, settings, lanes, ledgers, None)]
+    return list(_run_part(part, lanes, ledgers, None))
 
 
-def _runs_of_shape(
-    jobs: list[Job], settings: EpisodeSettings, lanes: int, ledgers: Path | None, follow: Follow | None
-) -> Iterator[tuple[int, RunRecord]]:
-    """Positions and records of jobs of one shape, those that can share a batch side by side."""
-    groups: dict[object, list[int]] = {}
-    for position, job in enumerate(jobs):
-        controller = job.controller
-        kind = (
-            controller.looks,
-            controller.rolls_back,
-            isinstance(controller, Optimized),
-            (controller.name, controller.fingerprint) if ledgers else None,
-        )
-        groups.setdefault(kind, []).append(position)
-    for positions in groups.values():
-        # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
-        side_by_side = lanes if settings.compile else min(lanes, len(positions))
-        runs = _Runs([jobs[position] for position in positions], settings, side_by_side, ledgers, follow)
-        for position, record in runs.run():
-            yield positions[position], record
+def _run_part(part: Part, lanes: int, ledgers: Path | None, follow: Follow | None) -> Iterator[tuple[int, RunRecord]]:
+    numbers, jobs, settings = part
+    # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
+    runs = _Runs(jobs, settings, lanes if settings.compile else min(lanes, len(jobs)), ledgers, follow)
+    for position, record in runs.run():
+        yield numbers[position], record
 
 
 class _Runs:

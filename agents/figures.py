@@ -4,12 +4,12 @@ import io
 from collections.abc import Sequence
 
 import matplotlib
-import matplotlib.ticker
 from matplotlib.figure import Figure
 
 from loopwright.agents.comparison import OPEN_LOOP, Evaluation
+from loopwright.agents.results import RunRecord
 from loopwright.agents.statistics import GEQ, R_MAX, SECONDS
-from loopwright.envs.render import changed_fields, plot_plan
+from loopwright.envs.render import changed_fields, plain_logarithm, plot_plan
 from loopwright.inner_tasks.task import get_task
 
 DRAWN_RUNS = 3  # per method and task
@@ -54,9 +54,7 @@ def draw_ratios(evaluation: Evaluation, group: str) -> Figure:
         axes.plot([], [], marker, color="black", markerfacecolor="white" if unit == SECONDS else "black", label=unit)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    plain_logarithm(axes.xaxis)
     axes.set_yticks(range(len(others)), others, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"cost of the {evaluation.agent} / cost of the method (below 1: less)", fontsize=9)
@@ -67,8 +65,11 @@ def draw_ratios(evaluation: Evaluation, group: str) -> Figure:
 
 def draw_runs(evaluation: Evaluation, tasks: Sequence[str]) -> Figure:
     """A column per task: loss curves of the agent and its rival, and the plans that the agent chose beneath."""
-    traced = [r for r in evaluation.records if r.trace and r.task in tasks]
-    agent = [r for r in traced if r.method == evaluation.agent][: DRAWN_RUNS * len(tasks)]
+
+    def drawn(method: str, task: str) -> list[RunRecord]:
+        return [r for r in evaluation.records if (r.method, r.task) == (method, task) and r.trace][:DRAWN_RUNS]
+
+    agent = [run for task in tasks for run in drawn(evaluation.agent, task)]
     fields = changed_fields([point.plan.as_dict() for run in agent for point in run.trace])
     figure = Figure(figsize=(WIDTH * len(tasks), 3.6 + 0.75 * len(fields)), layout="constrained")
     grid = figure.subplots(
@@ -79,7 +80,7 @@ def draw_runs(evaluation: Evaluation, tasks: Sequence[str]) -> Figure:
         assert calibration is not None
         column[0].axhline(calibration.target, color="grey", linestyle="--", linewidth=1, label="target")
         for method in (evaluation.rival, evaluation.agent):
-            runs = [r for r in traced if (r.method, r.task) == (method, name)][:DRAWN_RUNS]
+            runs = drawn(method, name)
             for run in runs:
                 label = method if run is runs[0] else None
                 colour = _colour(evaluation, method)
@@ -87,13 +88,12 @@ def draw_runs(evaluation: Evaluation, tasks: Sequence[str]) -> Figure:
                     [p.cost for p in run.trace], [p.loss for p in run.trace], color=colour, alpha=0.8, label=label
                 )
         column[0].set_yscale("log")
-        column[0].yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-        column[0].yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        plain_logarithm(column[0].yaxis)
         column[0].set_title(name, fontsize=10)
         column[0].legend(fontsize=8)
         column[0].set_ylabel("loss on unseen data", fontsize=9)
         for axes, field in zip(column[1:], fields, strict=True):
-            for run in [r for r in agent if r.task == name][:DRAWN_RUNS]:
+            for run in drawn(evaluation.agent, name):
                 values = [getattr(point.plan, field) for point in run.trace]
                 plot_plan(axes, [p.cost for p in run.trace], values, field, color=AGENT_COLOUR, alpha=0.6)
         column[-1].set_xlabel("cost (geq: samples forward and backward)", fontsize=9)

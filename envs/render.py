@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from loopwright.envs.knobs import KNOBS
 from loopwright.envs.plan import CHOICES
@@ -39,10 +39,16 @@ def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: s
     axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre", **style)
     if field in LOGARITHMIC:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_logarithm(axes.yaxis)
     axes.set_ylabel(field.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
     axes.tick_params(labelsize=7)
+
+
+def plain_logarithm(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[np.uint8]:
