@@ -24,7 +24,7 @@ from loopwright.agents.statistics import (
     hit_rate,
     per_task,
     profiles,
-    verdict,
+    stated,
 )
 from loopwright.agents.timing import Timing, in_seconds
 
@@ -92,9 +92,10 @@ class Evaluation:
         """As ``ratio``, in geq, with the easier targets, by group and other method; empty where a task has none."""
         if any(r.easier_cost is None for r in self.records):
             return {}
+        easier = {group: [r.to_easier() for r in self.runs(group)] for group in self.groups}
         return {
-            (group, other): cost_ratio([r.to_easier() for r in self.runs(group)], group, self.agent, other)
-            for group in self.groups
+            (group, other): cost_ratio(runs, group, self.agent, other)
+            for group, runs in easier.items()
             for other in self.others
         }
 
@@ -134,9 +135,8 @@ class Evaluation:
         return list(self._ratios.values())
 
     def verdict(self, group: str, against: str) -> str:
-        """See ``statistics.verdict``; wins need both units of cost."""
-        found = verdict([self.ratio(group, against, unit) for unit in self.units])
-        return found if SECONDS in self.units or found != "wins" else "less geq; time was not measured"
+        """See ``statistics.stated``."""
+        return stated([self.ratio(group, against, unit) for unit in self.units])
 
     @cached_property
     def task_rows(self) -> dict[str, list[TaskRow]]:
@@ -190,8 +190,7 @@ class Evaluation:
             metric = self.final_metric(group)
             if not metric.no_worse:
                 found.append(
-                    f"{group}: the final metric may be lower than {self.rival}'s by more than {MARGIN} "
-                    f"({metric.difference:+.3f} [{metric.low:+.3f}, {metric.high:+.3f}])"
+                    f"{group}: the final metric may be lower than {self.rival}'s by more than {MARGIN} ({metric})"
                 )
         return found
 
@@ -266,7 +265,7 @@ class Evaluation:
                 (self.worst(suite) for suite in self.suites), key=lambda row: row.ratio.point
             )  # fmt: skip
             cells.append(f"{worst.task}: {worst.ratio.point:.2f}")
-            cells.append(f"{metric.difference:+.3f} [{metric.low:+.3f}, {metric.high:+.3f}]")
+            cells.append(str(metric))
             cells.append("no worse" if metric.no_worse else "not shown")
             cells.append("unknown" if math.isnan(runs) else f"{runs:.0f} runs" if math.isfinite(runs) else "never")
             rows.append(tuple(cells))

@@ -7,7 +7,7 @@ reading cuts a half-written line off, and an evaluation that goes on skips the r
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; the trace by columns, and of the plans only the fields that change."""
-        values = {name: value for name, value in asdict(self).items() if name != "trace"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "trace"}
         return values | ({"trace": _columns(self.trace)} if self.trace else {})
 
     @classmethod

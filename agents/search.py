@@ -5,7 +5,7 @@ first trial that hits the target, and has paid for all until then. Trials are ju
 which is more than a user would know: it can only help the search.
 """
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -146,7 +146,7 @@ def run_searches(
     settings: EpisodeSettings,
     *,
     lanes: int = 64,
-    done: Container[Key] = (),
+    done: Collection[Key] = (),
     on_record: Callable[[RunRecord], None],
     workers: int = 1,
 ) -> None:
@@ -154,22 +154,14 @@ def run_searches(
     of_shape: dict[object, list[Task]] = {}
     for task in tasks:
         of_shape.setdefault(task.shape_key, []).append(task)
-    finished = {key for key in _keys(tasks, seeds) if key in done}
     if workers == 1:
         for members in of_shape.values():
-            _search_shape(members, seeds, settings, lanes, finished, on_record)
+            _search_shape(members, seeds, settings, lanes, done, on_record)
         return
-    work = (delayed(_work)(members, seeds, settings, lanes, finished) for members in of_shape.values())
+    work = (delayed(_work)(members, seeds, settings, lanes, done) for members in of_shape.values())
     for records in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
         for record in records:
             on_record(record)
-
-
-def _keys(tasks: Sequence[Task], seeds: Sequence[int]) -> Iterator[Key]:
-    for sampler in SAMPLERS:
-        for task in tasks:
-            for seed in seeds:
-                yield Key(_name(sampler, TRIALS[-1]), 0, task.name, seed)
 
 
 def _search_shape(

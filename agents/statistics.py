@@ -4,7 +4,7 @@ Everything here takes run records; a cost in seconds is a record like any other 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,9 +45,14 @@ class Ratio:
         return asdict(self)
 
 
-def costs(records: Sequence[RunRecord], method: str) -> tuple[Array, list[str], list[int]]:
-    """Costs ``[trainings, tasks, seeds]``, tasks and seeds. Raises ``LoopwrightError`` where runs are missing."""
-    found = {r.key: r.cost for r in records if r.method == method}
+def costs(
+    records: Sequence[RunRecord], method: str, value: Callable[[RunRecord], float] = lambda record: record.cost
+) -> tuple[Array, list[str], list[int]]:
+    """Costs, or another value, ``[trainings, tasks, seeds]``, tasks and seeds.
+
+    Raises ``LoopwrightError`` where runs are missing.
+    """
+    found = {r.key: value(r) for r in records if r.method == method}
     if not found:
         raise LoopwrightError(f"no runs of {method!r}")
     trainings, tasks, seeds = (sorted({getattr(key, name) for key in found}) for name in ("training", "task", "seed"))
@@ -126,6 +131,13 @@ def verdict(ratios: Sequence[Ratio]) -> str:
     if any(r.low > 1 for r in ratios):
         return "loses"
     return "no difference shown"
+
+
+def stated(ratios: Sequence[Ratio]) -> str:
+    """The verdict as it may be written: "wins" needs both units of cost."""
+    found = verdict(ratios)
+    timed = any(ratio.unit == SECONDS for ratio in ratios)
+    return "less geq; time was not measured" if found == "wins" and not timed else found
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,9 @@ class FinalMetric:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
     @property
     def no_worse(self) -> bool:
         return self.low > -MARGIN
@@ -215,18 +230,12 @@ class FinalMetric:
 def final_metric(records: Sequence[RunRecord], method: str, against: str) -> FinalMetric:
     """A metric below 0 (an R2 of a run in ruins) counts as 0, lest one such run decide."""
 
-    def array(name: str) -> Array:
-        values = [RunRecord(r.method, r.task, r.seed, r.outcome, max(_number(r.final_metric), 0.0), r.budget, 0.0, 0.0,
-                            r.training) for r in records if r.method == name]  # fmt: skip
-        return costs(values, name)[0]
+    def score(record: RunRecord) -> float:
+        return max(record.final_metric, 0.0) if math.isfinite(record.final_metric) else 0.0
 
-    difference = array(method) - array(against)
+    difference = costs(records, method, score)[0] - costs(records, against, score)[0]
     low, high = bootstrap(difference)
     return FinalMetric(float(difference.mean()), low, high)
-
-
-def _number(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
 
 
 def break_even(records: Sequence[RunRecord], method: str, against: str, meta_cost: float) -> float:

@@ -31,9 +31,8 @@ BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
 GAMMA = 0.995
 # What ``loopwright train --preset`` stands for: trainings whose agents are judged in docs/results.
 PRESETS: dict[str, dict[str, Any]] = {
-    "all": {"suite": "train", "knobs": "all", "steps": 600_000},
-    **{name: {"suite": "train", "knobs": name, "steps": 600_000} for name in ("core", "lr-momentum", "clip", "loop")},
-    "lr": {"suite": "train", "knobs": "lr", "steps": 600_000},
+    knobs: {"suite": "train", "knobs": knobs, "steps": 600_000}
+    for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")
 }
 STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alone, before training
 

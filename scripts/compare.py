@@ -28,7 +28,7 @@ from loopwright.agents.statistics import (
     cost_ratio,
     final_metric,
     per_task,
-    verdict,
+    stated,
 )
 from loopwright.agents.timing import Timing, in_seconds, read_timings
 from loopwright.inner_tasks.errors import LoopwrightError
@@ -67,10 +67,8 @@ def compare(first: str, second: str) -> Comparison:
     if both >= {r.task for r in runs}:
         timed = in_seconds(runs, [*our_timings, *their_timings])
         ratios.append(cost_ratio(timed, "common", "first", "second", unit=SECONDS))
-    found = verdict(ratios)
-    word = found if len(ratios) > 1 or found != "wins" else "less geq; time was not measured"
     return Comparison(
-        tuple(ratios), tuple(per_task(runs, "first", "second")), final_metric(runs, "first", "second"), word
+        tuple(ratios), tuple(per_task(runs, "first", "second")), final_metric(runs, "first", "second"), stated(ratios)
     )
 
 
@@ -88,11 +86,8 @@ def _read(name: str, label: str) -> tuple[list[RunRecord], list[Timing]]:
 
 
 def tables(comparison: Comparison, first: str, second: str) -> list[Table]:
-    metric = comparison.final_metric
     rows = [(r.unit, interval(r), f"{r.hit_rate:.0%}", f"{r.against_hit_rate:.0%}") for r in comparison.ratios]
-    note = (
-        f"{first}: {comparison.verdict}. Final metric {metric.difference:+.3f} [{metric.low:+.3f}, {metric.high:+.3f}]"
-    )
+    note = f"{first}: {comparison.verdict}. Final metric {comparison.final_metric}"
     tasks = tuple(
         (row.task, interval(row.ratio), f"{row.p:.3f}", f"{row.holm:.3f}", row.outcome)
         for row in sorted(comparison.tasks, key=lambda row: row.ratio.point)
