@@ -30,6 +30,7 @@ from loopwright.agents.timing import Timing, in_seconds
 
 ALL_UNSEEN = "all unseen"
 ORACLE, OPEN_LOOP = "oracle", "open-loop replay"
+TUNING = "tuning budget"  # the group of the searches
 OPEN_LOOP_NOTE = "the agent's own schedules, replayed without feedback, do as well as the agent: feedback is not used"
 OUTCOMES = {"win": "won", "tie": "tied", "loss": "lost"}
 
@@ -225,10 +226,12 @@ class Evaluation:
         if self.easier_ratios:
             columns += (f"{self.agent} / method, easier target, geq",)
         header = ("method", "group", "hits", "cost", *columns, f"the {self.agent}", "score")
+        searched = ", of a search all its trials' budgets" if TUNING in {m.group for m in self.methods} else ""
         note = (
-            f"cost: share of the budget, geometric mean, a miss counts as all of it. Ratios below 1: the {self.agent} "
-            f"needs less; 95 % intervals over trainings, tasks and seeds. Score: area under the performance profile up "
-            f"to {R_MAX:g} times the best. In bold: the {self.agent}, and the best competitor by the training suite."
+            f"cost: share of the budget{searched}, geometric mean, a miss counts as all of it. Ratios below 1: the "
+            f"{self.agent} needs less; 95 % intervals over trainings, tasks and seeds. Score: area under the "
+            f"performance profile up to {R_MAX:g} times the best. In bold: the {self.agent}, and the best competitor "
+            "by the training suite."
         )
         return Table(f"{group} ({len(self.groups[group])} tasks)", header, tuple(rows), note, tuple(bold))
 

@@ -74,9 +74,10 @@ def run_jobs(
 
     Args:
         jobs: controllers, tasks and seeds, in any mixture.
-        settings: with ``compile``, the loop is fused only for shapes of which there are ``lanes`` runs or more: for
-            fewer it does not pay.
-        lanes: runs side by side.
+        settings: with ``compile``, the loop is fused only for shapes of which there are ``lanes`` runs or more, with
+            ``follow`` half as many: for fewer it does not pay.
+        lanes: runs side by side, at most; with ``follow`` no more than half of the jobs, lest those that are followed
+            by many others end up alone beside empty lanes.
         done: jobs that are not to be done again; they count where it is decided what to compile.
         ledgers: folder for the audit log of every run.
         on_run: called with each record when its run has ended.
@@ -96,20 +97,32 @@ def run_jobs(
     for number, job in enumerate(jobs):
         if job.key not in done:
             batches.setdefault((job.task.shape_key, _kind(job.controller, ledgers)), []).append(number)
+    enough = lanes if follow is None else lanes / 2
     parts = []
     for numbers in batches.values():
         own = [jobs[number] for number in numbers]
-        fused = settings.compile and of_shape[own[0].task.shape_key] >= lanes
-        parts.append((numbers, own, replace(settings, compile=fused)))
+        runs = of_shape[own[0].task.shape_key]
+        fused = settings.compile and runs >= enough
+        # A compiled tick exists per lane count, so a batch keeps its size even where most of its jobs are done.
+        useful = runs if fused else len(own)
+        width = min(lanes, useful if follow is None else math.ceil(useful / 2))
+        parts.append(Part(numbers, own, replace(settings, compile=fused), width, ledgers))
     records: dict[int, RunRecord] = {}
-    for number, record in _all_runs(parts, lanes, ledgers, follow, workers):
+    for number, record in _all_runs(parts, follow, workers):
         records[number] = record
         if on_run is not None:
             on_run(record)
     return [records[number] for number in sorted(records)]
 
 
-Part = tuple[list[int], list[Job], EpisodeSettings]  # jobs that can share a batch, their numbers, and how to run them
+class Part(NamedTuple):
+    """Jobs that can share a batch of so many lanes, their numbers, and how to run them."""
+
+    numbers: list[int]
+    jobs: list[Job]
+    settings: EpisodeSettings
+    lanes: int
+    ledgers: Path | None
 
 
 def _kind(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
@@ -118,55 +131,42 @@ def _kind(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
     return controller.looks, controller.rolls_back, isinstance(controller, Optimized), author
 
 
-def _all_runs(
-    parts: list[Part], lanes: int, ledgers: Path | None, follow: Follow | None, workers: int
-) -> Iterator[tuple[int, RunRecord]]:
+def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterator[tuple[int, RunRecord]]:
     """Numbers and records of all jobs, as they end; from workers, a part at a time."""
     if workers == 1:
         for part in parts:
-            yield from _run_part(part, lanes, ledgers, follow)
+            yield from _run_part(part, follow)
         return
-    dearest_first = sorted(parts, key=lambda part: -len(part[0]) * measure_cost(part[1][0].task.model).flops)
-    work = (delayed(_work)(part, lanes, ledgers) for part in dearest_first)
-    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
+    dearest_first = sorted(parts, key=lambda part: -len(part.jobs) * measure_cost(part.jobs[0].task.model).flops)
+    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(_work)(p) for p in dearest_first):
         yield from found
 
 
-def _work(part: Part, lanes: int, ledgers: Path | None) -> list[tuple[int, RunRecord]]:
+def _work(part: Part) -> list[tuple[int, RunRecord]]:
     """What a worker does, in one thread."""
     torch.set_num_threads(1)
-    return list(_run_part(part, lanes, ledgers, None))
+    return list(_run_part(part, None))
 
 
-def _run_part(part: Part, lanes: int, ledgers: Path | None, follow: Follow | None) -> Iterator[tuple[int, RunRecord]]:
-    numbers, jobs, settings = part
-    # A compiled tick exists per lane count, so the batch keeps its size even when the jobs run out.
-    runs = _Runs(jobs, settings, lanes if settings.compile else min(lanes, len(jobs)), ledgers, follow)
-    for position, record in runs.run():
-        yield numbers[position], record
+def _run_part(part: Part, follow: Follow | None) -> Iterator[tuple[int, RunRecord]]:
+    for position, record in _Runs(part, follow).run():
+        yield part.numbers[position], record
 
 
 class _Runs:
     """The jobs of one shape, started in whichever lane is free."""
 
-    def __init__(
-        self,
-        jobs: list[Job],
-        settings: EpisodeSettings,
-        lanes: int,
-        ledgers: Path | None,
-        follow: Follow | None,
-    ) -> None:
-        first = jobs[0].controller
-        self.jobs, self.follow = jobs, follow
+    def __init__(self, part: Part, follow: Follow | None) -> None:
+        self.jobs, self.follow = part.jobs, follow
+        first, settings, lanes = part.jobs[0].controller, part.settings, part.lanes
         if isinstance(first, Optimized):
             settings = replace(settings, guard=0)  # it would not know what state to bring back
         self.batch = EpisodeBatch(
-            jobs[0].task, lanes, settings, looks=first.looks, rolls_back=first.rolls_back, ledgers=ledgers,
+            part.jobs[0].task, lanes, settings, looks=first.looks, rolls_back=first.rolls_back, ledgers=part.ledgers,
             author=Author(first.name, first.fingerprint),
             engine=OptimizerLanes if isinstance(first, Optimized) else Lanes,
         )  # fmt: skip
-        self.waiting = list(reversed(range(len(jobs))))
+        self.waiting = list(reversed(range(len(part.jobs))))
         self.current: list[int | None] = [None] * lanes
         self.traces: list[list[Point]] = [[] for _ in range(lanes)]
         self.decisions = torch.zeros(lanes)
@@ -198,7 +198,7 @@ class _Runs:
                     following = self.follow(job, record) if self.follow else None
                     if following is not None:
                         self.jobs[number] = following
-                        self.waiting.append(number)
+                        self.waiting.insert(0, number)  # after all that wait already
                     free.append(lane)
             self._start(free)
 

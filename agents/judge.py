@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwright.agents.bundle import Bundle
-from loopwright.agents.comparison import OPEN_LOOP, ORACLE, Evaluation, Method
+from loopwright.agents.comparison import OPEN_LOOP, ORACLE, TUNING, Evaluation, Method
 from loopwright.agents.competitors import (
     COMPETITORS,
     DEFAULT,
@@ -190,7 +190,7 @@ def judge(
     contest.time(timings)
     methods = [Method(entrant.name, entrant.group) for entrant in field]
     if competitors == "all":
-        methods += [Method(name, "tuning budget") for name in search_names()] + [Method(OPEN_LOOP, "ablation")]
+        methods += [Method(name, TUNING) for name in search_names()] + [Method(OPEN_LOOP, "ablation")]
     judged = [c for c in controllers if _kind(c) == _kind(controllers[0])]
     meta = [float(c.training.get("decisions", 0)) if isinstance(c, Bundle) else 0.0 for c in judged]
     return Evaluation(

@@ -5,7 +5,7 @@ first trial that hits the target, and has paid for all until then. Trials are ju
 which is more than a user would know: it can only help the search.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from loopwright.agents.controller import Controller
 from loopwright.agents.evaluation import Job, run_jobs
 from loopwright.agents.results import Key, RunRecord
 from loopwright.agents.schedules import Scheduled
+from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import HIT, MISS, OUTCOMES, EpisodeSettings
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.extras import import_extra
@@ -53,8 +54,9 @@ def suggest(trial: Any, name: str) -> Controller:
 class Search:
     """All searches of an evaluation, a study for every sampler, task and seed, run side by side.
 
-    ``first`` are the jobs to begin with and ``follow`` gives the next trial of a study when one has ended
-    (``evaluation.run_jobs``); ``on_record`` gets the records of a study when it is over.
+    ``first`` are the jobs to begin with, ``over`` says which of them need not be done, and ``follow`` gives the next
+    trial of a study when one has ended (``evaluation.run_jobs``); ``on_record`` gets the records of a study when it is
+    over.
     """
 
     def __init__(self, tasks: Iterable[Task], seeds: Iterable[int], on_record: Callable[[RunRecord], None]) -> None:
@@ -65,13 +67,10 @@ class Search:
         seeds = list(seeds)
         self._wanted = [(sampler, task, seed) for sampler in SAMPLERS for task in tasks for seed in seeds]
 
-    def first(self, done: Iterable[Key]) -> list[Job]:
-        """The first trial of every study whose result is not there yet."""
-        finished = set(done)
+    def first(self) -> list[Job]:
+        """The first trial of every study."""
         jobs = []
         for sampler, task, seed in self._wanted:
-            if Key(_name(sampler, TRIALS[-1]), 0, task.name, seed) in finished:
-                continue
             kinds = self._optuna.samplers
             chosen = kinds.RandomSampler(seed) if sampler == "random" else kinds.TPESampler(
                 n_startup_trials=STARTUP, seed=seed
@@ -80,6 +79,14 @@ class Search:
             jobs.append(Job(study.ask(), task, seed))
             self._studies[jobs[-1].key] = study
         return jobs
+
+    def over(self, done: Container[Key]) -> set[Key]:
+        """Keys of the jobs of studies whose results are among the ``done``."""
+        return {
+            Key(sampler, 0, task.name, seed)
+            for sampler, task, seed in self._wanted
+            if Key(_name(sampler, TRIALS[-1]), 0, task.name, seed) in done
+        }
 
     def follow(self, job: Job, record: RunRecord) -> Job | None:
         """Charge a trial, and give the next one unless the study is over."""
@@ -146,19 +153,20 @@ def run_searches(
     settings: EpisodeSettings,
     *,
     lanes: int = 64,
-    done: Collection[Key] = (),
+    done: Container[Key] = (),
     on_record: Callable[[RunRecord], None],
     workers: int = 1,
 ) -> None:
-    """All searches but those that are ``done``, side by side; ``workers`` divide the shapes among them."""
+    """All searches but those that are ``done``, side by side; ``workers`` divide the shapes, the dearest first."""
     of_shape: dict[object, list[Task]] = {}
     for task in tasks:
         of_shape.setdefault(task.shape_key, []).append(task)
+    shapes = sorted(of_shape.values(), key=lambda members: -len(members) * measure_cost(members[0].model).flops)
     if workers == 1:
-        for members in of_shape.values():
+        for members in shapes:
             _search_shape(members, seeds, settings, lanes, done, on_record)
         return
-    work = (delayed(_work)(members, seeds, settings, lanes, done) for members in of_shape.values())
+    work = (delayed(_work)(members, seeds, settings, lanes, done) for members in shapes)
     for records in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
         for record in records:
             on_record(record)
@@ -169,15 +177,15 @@ def _search_shape(
     seeds: Sequence[int],
     settings: EpisodeSettings,
     lanes: int,
-    done: Collection[Key],
+    done: Container[Key],
     on_record: Callable[[RunRecord], None],
 ) -> None:
     search = Search(tasks, seeds, on_record)
-    run_jobs(search.first(done), settings, lanes=lanes, follow=search.follow)
+    run_jobs(search.first(), settings, lanes=lanes, done=search.over(done), follow=search.follow)
 
 
 def _work(
-    tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Collection[Key]
+    tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Container[Key]
 ) -> list[RunRecord]:
     """What a worker does: one shape, in one thread."""
     torch.set_num_threads(1)

@@ -24,6 +24,7 @@ from loopwright.agents.timing import in_seconds
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks import Task, get_task
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import _SUITES, Suite
@@ -164,7 +165,7 @@ def test_all_trials_are_charged(small_task: Task) -> None:
         trials.append(record.cost)  # type: ignore[attr-defined]
         return search.follow(job, record)  # type: ignore[arg-type]
 
-    run_jobs(search.first(()), EpisodeSettings(budget_factor=0.2), follow=follow)  # type: ignore[arg-type]
+    run_jobs(search.first(), EpisodeSettings(budget_factor=0.2), follow=follow)  # type: ignore[arg-type]
     assert len(records) == len(search_names()) * 2
     full = [r for r in records.values() if r.method.endswith(f" {TRIALS[-1]} trials")]
     assert sum(r.cost for r in full) == pytest.approx(sum(trials))
@@ -173,7 +174,21 @@ def test_all_trials_are_charged(small_task: Task) -> None:
         assert few.cost <= record.cost
         assert few.hit <= record.hit
         assert record.budget == TRIALS[-1] / TRIALS[0] * few.budget
-    assert not search.first({r.key for r in full})
+    assert search.over({r.key for r in full}) == {job.key for job in search.first()}
+    assert not search.over({r.key for r in records.values()} - {r.key for r in full})
+
+
+def test_jobs_that_follow_others_wait_their_turn(small_task: Task) -> None:
+    """Lest the study with the most trials run on alone when all others have ended."""
+    jobs = [Job(Constant(LoopPlan()), small_task, seed) for seed in range(6)]
+    ended: list[int] = []
+
+    def follow(job: Job, record: RunRecord) -> Job | None:
+        ended.append(job.seed)
+        return job if ended.count(job.seed) < 3 else None
+
+    run_jobs(jobs, EpisodeSettings(budget_factor=0.1), follow=follow)
+    assert [sorted(ended[start : start + 3]) for start in range(0, 18, 3)] == [[0, 1, 2], [3, 4, 5]] * 3
 
 
 def test_what_is_observed_does_not_depend_on_the_targets_labels(small_task: Task) -> None:
