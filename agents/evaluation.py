@@ -6,7 +6,7 @@ counts as the whole budget, and as a miss.
 """
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,15 +97,14 @@ def run_jobs(
     for number, job in enumerate(jobs):
         if job.key not in done:
             batches.setdefault((job.task.shape_key, _kind(job.controller, ledgers)), []).append(number)
-    enough = lanes if follow is None else lanes / 2
+    per_lane = 1 if follow is None else 2
     parts = []
     for numbers in batches.values():
         own = [jobs[number] for number in numbers]
         runs = of_shape[own[0].task.shape_key]
-        fused = settings.compile and runs >= enough
+        fused = settings.compile and runs * per_lane >= lanes
         # A compiled tick exists per lane count, so a batch keeps its size even where most of its jobs are done.
-        useful = runs if fused else len(own)
-        width = min(lanes, useful if follow is None else math.ceil(useful / 2))
+        width = min(lanes, math.ceil((runs if fused else len(own)) / per_lane))
         parts.append(Part(numbers, own, replace(settings, compile=fused), width, ledgers))
     records: dict[int, RunRecord] = {}
     for number, record in _all_runs(parts, follow, workers):
@@ -166,7 +165,7 @@ class _Runs:
             author=Author(first.name, first.fingerprint),
             engine=OptimizerLanes if isinstance(first, Optimized) else Lanes,
         )  # fmt: skip
-        self.waiting = list(reversed(range(len(part.jobs))))
+        self.waiting = deque(range(len(part.jobs)))
         self.current: list[int | None] = [None] * lanes
         self.traces: list[list[Point]] = [[] for _ in range(lanes)]
         self.decisions = torch.zeros(lanes)
@@ -198,7 +197,7 @@ class _Runs:
                     following = self.follow(job, record) if self.follow else None
                     if following is not None:
                         self.jobs[number] = following
-                        self.waiting.insert(0, number)  # after all that wait already
+                        self.waiting.append(number)
                     free.append(lane)
             self._start(free)
 
@@ -208,7 +207,7 @@ class _Runs:
         if isinstance(self.batch.lanes, OptimizerLanes):
             self.batch.lanes.release(idle)
         if free:
-            numbers = [self.waiting.pop() for _ in free]
+            numbers = [self.waiting.popleft() for _ in free]
             for lane, number in zip(free, numbers, strict=True):
                 self.current[lane], self.traces[lane] = number, []
                 calibration = self.jobs[number].task.calibration
