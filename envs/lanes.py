@@ -31,10 +31,8 @@ def compiler_available() -> bool:
 
 def initial_weights(task: Task, seed: int) -> torch.Tensor:
     """The flat initial weights ``[parameters]`` of a run: PyTorch's default initialisation times the task's scale."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = task.model.build()
-    return torch.cat([p.detach().flatten() for p in model.parameters()]) * task.initial_scale
+    parameters = task.model.build(seed).parameters()
+    return torch.cat([p.detach().flatten() for p in parameters]) * task.initial_scale
 
 
 class Lanes:

@@ -38,8 +38,14 @@ class ModelSpec(ABC):
         return torch.float32 if self.vocabulary is None else torch.int64
 
     @abstractmethod
-    def build(self) -> nn.Sequential:
-        """A freshly initialised network, drawn from torch's global generator: input ``[N, *input_shape]``."""
+    def construct(self) -> nn.Sequential:
+        """The network, initialised from torch's global generator: input ``[N, *input_shape]``."""
+
+    def build(self, seed: int = 0) -> nn.Sequential:
+        """The network, freshly initialised from ``seed``; torch's global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach for accelerators too
+            return self.construct()
 
     def example(self, samples: int) -> torch.Tensor:
         """Inputs of the right shape and dtype, all zero."""
@@ -49,7 +55,7 @@ class ModelSpec(ABC):
 @lru_cache
 def output_shape(spec: ModelSpec) -> tuple[int, ...]:
     """Shape of what the network makes of one sample, without the batch axis."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.no_grad():
         return tuple(spec.build()(spec.example(2)).shape[1:])
 
 
@@ -70,7 +76,7 @@ class MLP(ModelSpec):
     def input_shape(self) -> tuple[int, ...]:
         return (self.inputs,)
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         widths = (self.inputs, *self.hidden)
         blocks: list[nn.Module] = [
             nn.Sequential(nn.Linear(a, b), *([nn.LayerNorm(b)] if self.norm else []), _ACTIVATIONS[self.activation]())
@@ -101,7 +107,7 @@ class ConvNet(ModelSpec):
             return nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
         return nn.Conv1d(channels_in, channels_out, 5, stride=2, padding=2)
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         widths = (1, *self.channels)
         blocks: list[nn.Module] = [
             nn.Sequential(self._convolution(a, b), _ACTIVATIONS[self.activation]()) for a, b in pairwise(widths)
@@ -146,7 +152,7 @@ class RecurrentNet(_SequenceSpec):
     every_step: bool = False
     tokens: bool = False
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         widths = (self.inputs, *[self.width] * self.layers)
         layer = _GatedLayer if self.cell == "gru" else _TanhLayer
         layers = [layer(a, b, self.tokens and i == 0) for i, (a, b) in enumerate(pairwise(widths))]
@@ -170,7 +176,7 @@ class Transformer(_SequenceSpec):
     every_step: bool = False
     tokens: bool = False
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         layers = (_AttentionLayer(self.width, self.heads) for _ in range(self.layers))
         return nn.Sequential(
             _Embedding(self.steps, self.inputs, self.width, self.tokens),
@@ -193,7 +199,7 @@ class Rosenbrock(ModelSpec):
     def input_shape(self) -> tuple[int, ...]:
         return (1,)
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         return nn.Sequential(nn.Sequential(nn.Linear(1, self.size, bias=False), _Valley()))
 
 

@@ -91,7 +91,7 @@ class OwnModel(ModelSpec):
     def vocabulary(self) -> int | None:
         return self.tokens
 
-    def build(self) -> nn.Sequential:
+    def construct(self) -> nn.Sequential:
         model = self.factory()
         if not isinstance(model, nn.Module):
             raise LoopwrightError(f"the model's function gave a {type(model).__name__}, not an nn.Module")

@@ -80,8 +80,7 @@ def test_every_run_starts_from_weights_of_its_own_and_the_seed_repeats_them() ->
     task = make_task("mine", network(), (X, Y))
     weights = []
     for seed in (0, 1, 0):
-        torch.manual_seed(seed)
-        weights.append(torch.cat([p.detach().flatten() for p in task.model.build().parameters()]))
+        weights.append(torch.cat([p.detach().flatten() for p in task.model.build(seed).parameters()]))
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
 
