@@ -20,7 +20,7 @@ from loopwright.envs.cost import measure_cost
 from loopwright.envs.guard import FINE, RATE_FACTOR, VERDICTS, Guard, Snapshots
 from loopwright.envs.lanes import Lanes
 from loopwright.envs.ledger import Author, Recorder, named_observation
-from loopwright.envs.observation import OBSERVATION_NAMES, Observer
+from loopwright.envs.observation import OBSERVATION_NAMES, Needs, Observer
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.randomness import control_indices
 from loopwright.envs.reward import Judgement, ProgressMeter, reward_function
@@ -43,6 +43,7 @@ class EpisodeSettings:
         budget_factor: the budget, in multiples of the task's calibrated cost to target C*.
         reward: what a decision earns: "progress", "time" or "anytime" (``envs.reward``).
         guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
+        discount: the agent's discount per decision, in (0, 1], which the shaping in "progress" takes into account.
         compile: fuse the tick with ``torch.compile``.
         device: where the lanes live.
     """
@@ -53,6 +54,7 @@ class EpisodeSettings:
     budget_factor: float = 3.0
     reward: str = "progress"
     guard: int = 5
+    discount: float = 1.0
     compile: bool = False
     device: str = "cpu"
 
@@ -62,6 +64,8 @@ class EpisodeSettings:
                 raise LoopwrightError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if not 0 < self.budget_factor < math.inf:
             raise LoopwrightError(f"budget_factor must be finite and above 0, got {self.budget_factor}")
+        if not 0 < self.discount <= 1:
+            raise LoopwrightError(f"discount must lie in (0, 1], got {self.discount}")
         reward_function(self.reward)  # raises for an unknown name
 
 
@@ -80,6 +84,12 @@ class Decision:
         return self.outcome != RUNNING
 
 
+def no_decision(lanes: int) -> Decision:
+    """What lanes bring in which nothing runs."""
+    nothing = torch.full((lanes,), math.nan)
+    return Decision(torch.zeros(lanes), torch.full((lanes,), RUNNING), torch.full((lanes,), FINE), nothing, nothing)
+
+
 class EpisodeBatch:
     """``lanes`` episodes of tasks of one shape.
 
@@ -87,7 +97,7 @@ class EpisodeBatch:
         template: any task of the shape.
         lanes: how many episodes run side by side.
         settings: see ``EpisodeSettings``.
-        looks: whether the controller looks at the control split; if not, nothing is charged and nothing observed.
+        needs: what the controller is shown, and charged for.
         rolls_back: whether plans may ask for a rollback; if not, the best states are not kept.
         ledgers: folder for the audit log of every episode, or None.
         author: who decides, for the ledgers.
@@ -106,18 +116,18 @@ class EpisodeBatch:
         lanes: int,
         settings: EpisodeSettings,
         *,
-        looks: bool = True,
+        needs: Needs = Needs.OBSERVATION,
         rolls_back: bool = False,
         ledgers: Path | None = None,
         author: Author | None = None,
         engine: type[Lanes] = Lanes,
     ) -> None:
-        self.settings, self.looks = settings, looks
+        self.settings, self.needs = settings, needs
         self.lanes = engine(
             template, lanes, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
         )
         self.unit = measure_cost(template.model)
-        self._look = self.unit.look(min(settings.control_batch, len(template.control))) if looks else 0.0
+        self._look = self.unit.look(min(settings.control_batch, len(template.control))) if needs.looks else 0.0
         self.tasks: list[Task | None] = [None] * lanes
         self.plans = stack_plans([LoopPlan()] * lanes)
         self.observation = torch.zeros(lanes, len(OBSERVATION_NAMES))
@@ -127,7 +137,11 @@ class EpisodeBatch:
         self._observer = Observer(lanes)
         self._progress = ProgressMeter(lanes)
         self._reward = reward_function(settings.reward)
-        made = {"lanes": lanes, "threads": torch.get_num_threads(), "looks": looks, "rolls_back": rolls_back}
+        self._shown = torch.tensor([name in needs.names for name in OBSERVATION_NAMES])
+        made = {
+            "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value, "rolls_back": rolls_back,
+            "engine": engine.__name__,
+        }  # fmt: skip
         self._recorder = (
             Recorder(ledgers, author or Author(), {"settings": asdict(settings), **made}) if ledgers else None
         )
@@ -139,6 +153,12 @@ class EpisodeBatch:
         self._phi = torch.zeros(lanes)
         self._best = torch.full((lanes,), math.inf)
         self._below = torch.zeros(lanes, dtype=torch.bool)
+        self._live = torch.zeros(lanes, dtype=torch.bool)
+
+    @property
+    def live(self) -> torch.Tensor:
+        """The lanes whose episode has begun and not ended, a mask."""
+        return self._live.clone()
 
     @property
     def rate_scale(self) -> torch.Tensor:
@@ -171,6 +191,7 @@ class EpisodeBatch:
         self._phi[index] = 0.0
         self._best[index] = self._best_seen[index] = math.inf
         self._below[index] = False
+        self._live[index] = True
         begun = torch.zeros(len(self.tasks), dtype=torch.bool)
         begun[index] = True
         start_loss = self._control_loss()[index]
@@ -178,7 +199,7 @@ class EpisodeBatch:
             self.guard.begin(index, start_loss)
         if self._best_states is not None:
             self._best_states.save(begun)
-        if self.looks:
+        if self.needs.looks:
             self._observer.begin(lanes, start_loss, [c.target for c in calibrations])
             neither = torch.zeros_like(begun)  # trained nor restored
             self.observation[index] = self._observe(None, self._target, neither, neither)[index]
@@ -187,6 +208,12 @@ class EpisodeBatch:
             starts = unstack_plans(self.plans[:, index])
             for lane, task, seed, start in zip(lanes, tasks, seeds, starts, strict=True):
                 self._recorder.begin(lane, task, seed, start, float(self.budget[lane]))
+
+    def end(self, lanes: Sequence[int]) -> None:
+        """Break off the episodes in ``lanes``: what these lanes do from now on is nobody's, and not on record."""
+        self._live[list(lanes)] = False
+        if self._recorder is not None:
+            self._recorder.end(lanes)
 
     def step_ratio(self) -> torch.Tensor:
         """What a switch of optimizer multiplies or divides the learning rate by (``KnobSet.move``), ``[lanes]``."""
@@ -210,12 +237,13 @@ class EpisodeBatch:
             verdict, given_up = self.guard.watch(sums, telemetry, plans)
             self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
         loss, metric = (value.cpu() for value in self.lanes.evaluate("target"))
-        control_loss = self._control_loss() if self.looks else telemetry.loss
-        if self.looks:
+        control_loss = self._control_loss() if self.needs.looks else telemetry.loss
+        if self.needs.looks:
             trained = torch.ones(len(self.tasks), dtype=torch.bool)
             self.observation = self._observe(telemetry, control_loss, trained, verdict != FINE)
         self._keep_best(control_loss, verdict == FINE)
         decision = self._judge(loss, metric, verdict, given_up)
+        self._live &= ~decision.done
         if self._recorder is not None:
             self._record(found, plans, actions, seen, telemetry, decision)
         return decision
@@ -236,7 +264,9 @@ class EpisodeBatch:
         self._best = torch.minimum(self._best, torch.nan_to_num(loss, nan=math.inf))
         phi = torch.where(hit, 1.0, self._progress.phi(self._best))
         spent, share = self.cost / self.budget, (self.cost - self._charged) / self.budget
-        reward = self._reward(Judgement(self._phi, phi, share.float(), spent.float(), hit, diverged))
+        reward = self._reward(
+            Judgement(self._phi, phi, share.float(), spent.float(), hit, missed, diverged, self.settings.discount)
+        )
         self._phi, self._charged = phi, self.cost.clone()
         return Decision(reward, outcome, verdict, loss, metric)
 
@@ -246,11 +276,13 @@ class EpisodeBatch:
         if self._best_states is None:
             raise LoopwrightError("a plan asks for a rollback, but this batch was made with rolls_back=False")
         self._best_states.restore(asked)
+        if self.guard is not None:
+            self.guard.rolled_back(asked)
 
     def _keep_best(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
         """Keep the states of lowest loss that the controller may know of: of control and training, or of training."""
         if self._best_states is not None:
-            known = self._observer.level if self.looks else loss
+            known = self._observer.level if self.needs.looks else loss
             better = fine & (known < self._best_seen)
             self._best_seen = torch.where(better, known, self._best_seen)
             self._best_states.save(better)
@@ -267,7 +299,8 @@ class EpisodeBatch:
     ) -> torch.Tensor:
         left = (1 - self.cost / self.budget).clamp(0, 1).float()
         guard_left = None if self.guard is None else 1 - self.guard.interventions / self.guard.limit
-        return self._observer.observe(telemetry, control_loss, self.plans, left, trained, restored, guard_left)
+        seen = self._observer.observe(telemetry, control_loss, self.plans, left, trained, restored, guard_left)
+        return torch.where(self._shown, seen, 0.0)
 
     def _record(
         self,
@@ -283,7 +316,7 @@ class EpisodeBatch:
         before, chosen = unstack_plans(found), unstack_plans(plans)
         for lane in self._recorder.lanes:
             entry = {
-                "observation": named_observation(seen[lane]) if self.looks else None,
+                "observation": named_observation(seen[lane], self.needs),
                 "action": None if actions is None else np.asarray(actions)[lane].tolist(),
                 "plan_before": before[lane].as_json(),
                 "plan": chosen[lane].as_json(),

@@ -86,6 +86,14 @@ class Guard:
         self._loss.forget(index)
         self._norm.forget(index)
 
+    def rolled_back(self, chosen: torch.Tensor) -> None:
+        """The lanes ``chosen``, a mask, were brought back to another state: from now on that is their good snapshot.
+
+        What the slots held belongs to the run that was abandoned.
+        """
+        self._good[chosen], self._pending[chosen], self._age[chosen] = 0, False, 0
+        self._slots[0].save(chosen)
+
     def watch(self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Judge a decision that ran under ``plans``, and restore the runs that need it.
 

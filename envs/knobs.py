@@ -206,6 +206,7 @@ class KnobSet:
             low, high = np.zeros(len(self.knobs), int), np.array([len(knob.steps) - 1 for knob in self.knobs])
             if not np.issubdtype(array.dtype, np.integer):
                 raise InvalidActionError(f"a MultiDiscrete action holds whole numbers, got {array.dtype}")
+            array = array.astype(np.int64)  # torch would take uint8 for a mask, and refuse other unsigned widths
         outside = np.flatnonzero(((array < low) | (array > high)).any(axis=1))
         if len(outside):
             lane = int(outside[0])

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -20,12 +21,12 @@ from typing import Any
 
 import torch
 
-from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION, Needs
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import LedgerError
 from loopwright.inner_tasks.task import SPLITS, Task
 
-FORMAT = "loopwright-ledger-1"
+FORMAT = "loopwright-ledger-2"
 GENESIS = "0" * 64  # the hash before the first line
 _SEAL = ',"hash":"{}"}}\n'
 _SEAL_LENGTH = len(_SEAL.format(GENESIS))
@@ -194,6 +195,11 @@ class Recorder:
             break
         self._decisions[lane] = 0
 
+    def end(self, lanes: Iterable[int]) -> None:
+        """Close the ledgers of ``lanes``, where one is open, after what was last written."""
+        for lane in lanes:
+            self._ledgers.pop(lane, None)
+
     def decision(self, lane: int, entry: dict[str, Any], ended: bool) -> None:
         """Append a decision to the ledger of one of ``lanes``."""
         self._ledgers[lane].append({"decision": self._decisions[lane], **entry})
@@ -202,5 +208,7 @@ class Recorder:
             del self._ledgers[lane]
 
 
-def named_observation(row: torch.Tensor) -> dict[str, float]:
-    return dict(zip(OBSERVATION_NAMES, row.tolist(), strict=True))
+def named_observation(row: torch.Tensor, needs: Needs = Needs.OBSERVATION) -> dict[str, float] | None:
+    """The features that were shown, by name; None where nothing was."""
+    named = dict(zip(OBSERVATION_NAMES, row.tolist(), strict=True))
+    return {name: named[name] for name in needs.names} or None

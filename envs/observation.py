@@ -7,6 +7,7 @@ split except the target itself, which is part of the task that the controller is
 
 from collections.abc import Sequence
 from dataclasses import fields
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,12 @@ OBSERVATION_VERSION = 2
 LIMIT = 5.0
 LOSS_RANGE = 1e3  # a loss counts as at most so many times V0, or so many times less: it may be 0, or infinite
 HALF_LIVES = {"fast": 2.0, "slow": 8.0, "long": 32.0}  # of the running averages, in decisions
+
+
+# What each running average is divided by: how much of it is not the zeros it started from.
+LEVELS = dict.fromkeys(("level", "train", "control"), "level") | dict.fromkeys(
+    ("norm_level", "norm", "spread"), "norm_level"
+)
 
 
 class Feature(NamedTuple):
@@ -44,12 +51,12 @@ FEATURES: tuple[Feature, ...] = tuple(
         ("control_trend", "v minus the slow average of log V", "any", "scale"),
         ("control_zscore", "(V - its slow average) / its slow standard deviation", "any", "affine"),
         ("control_from_best", "v minus the lowest v so far", "0 up", "scale"),
-        ("loss_noise", "std / mean of the loss within the decision", "0 up", "scale"),
+        ("loss_noise", "std / mean of the loss within the decision; 0 where all losses are 0", "0 up", "scale"),
         ("generalisation_gap", "v minus the fast average of log L", "any", "scale"),
         ("gradient_level", "log|G| minus its slow average", "any", "scale"),
         ("gradient_zscore", "that over the slow average of the spread of log|G|", "any", "scale"),
         ("gradient_spread", "std of log|G| within the decision", "0 up", "scale"),
-        ("gradient_since_start", "log|G| minus log|G| of the first decision", "any", "scale"),
+        ("gradient_since_start", "log|G| minus log|G| of the first decision with an update", "any", "scale"),
         ("gradient_cosine", "cosine of G with the G before", "-1 to 1", "scale"),
         ("momentum_cosine", "cosine of G with m", "-1 to 1", "scale"),
         ("momentum_ratio", "log(|m| / |G|): how much the averaging cancels", "any", "scale"),
@@ -72,12 +79,36 @@ FEATURES: tuple[Feature, ...] = tuple(
 OBSERVATION_NAMES = tuple(feature.name for feature in FEATURES) + tuple(f"plan_{knob}" for knob in KNOBS)
 
 
+class Needs(StrEnum):
+    """What a controller has to be shown. What it is charged for, what is kept of a run, and its time follow from it.
+
+    NOTHING is free. CONTROL_LOSS shows ``control_progress`` alone and charges the look at the control split.
+    OBSERVATION charges the same and shows everything, for which a loop has to keep statistics of the gradient.
+    """
+
+    NOTHING = "nothing"
+    CONTROL_LOSS = "control loss"
+    OBSERVATION = "observation"
+
+    @property
+    def looks(self) -> bool:
+        """Whether the control split is looked at, and charged."""
+        return self is not Needs.NOTHING
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features that are shown; the others of an observation are 0."""
+        shown = {Needs.NOTHING: (), Needs.CONTROL_LOSS: ("control_progress",), Needs.OBSERVATION: OBSERVATION_NAMES}
+        return shown[self]
+
+
 class Observer:
     """Keeps the running averages that the features need, for ``lanes`` runs, and computes the observation."""
 
     def __init__(self, lanes: int) -> None:
-        names = ["start", "target", "best", "first_norm", "decisions", *(f"level_{speed}" for speed in HALF_LIVES)]
-        names += [f"{kind}_{speed}" for kind in ("train", "control", "norm", "spread") for speed in HALF_LIVES]
+        names = ["start", "target", "best", "first_norm", "decisions"]
+        kinds = (*("level", "norm_level"), *("train", "control", "norm", "spread"))
+        names += [f"{kind}_{speed}" for kind in kinds for speed in HALF_LIVES]
         self._memory = {name: torch.zeros(lanes) for name in names}
         self._moments = {kind: RunningMoments(lanes, HALF_LIVES["slow"]) for kind in ("train", "control")}
         self._zscores = {kind: torch.zeros(lanes) for kind in self._moments}
@@ -117,14 +148,15 @@ class Observer:
             self._remember(telemetry, control_loss, training & ~undone)
             m["decisions"] = m["decisions"] + training.float()
         last, started = self._last, m["level_fast"] > 0  # whether any decision that stands was seen
+        updated = m["norm_level_fast"] > 0  # whether any of those made an update
         train = torch.where(started, last["loss"], m["start"].exp()).log()
         given = ~m["target"].isnan()
         level = last["log_gradient_norm"]
         control = torch.where(started, self._average("control", "fast"), m["start"])
         nothing = torch.zeros_like(train)
 
-        def since(value: torch.Tensor) -> torch.Tensor:
-            return torch.where(started, value, 0.0)
+        def since(value: torch.Tensor, seen: torch.Tensor = started) -> torch.Tensor:
+            return torch.where(seen, value, 0.0)
 
         columns = {
             "train_progress": train - m["start"],
@@ -136,14 +168,14 @@ class Observer:
             "control_trend": since(control - self._average("control", "slow")),
             "control_zscore": self._zscores["control"],
             "control_from_best": control - m["best"],
-            "loss_noise": since(last["loss_std"] / last["loss"]),
+            "loss_noise": since(last["loss_std"] / last["loss"], started & (last["loss"] != 0)),
             "generalisation_gap": since(control - self._average("train", "fast")),
-            "gradient_level": since(level - self._average("norm", "slow")),
+            "gradient_level": since(level - self._average("norm", "slow"), updated),
             "gradient_zscore": since(
-                (level - self._average("norm", "slow")) / (self._average("spread", "slow") + 0.05)
+                (level - self._average("norm", "slow")) / (self._average("spread", "slow") + 0.05), updated
             ),
             "gradient_spread": last["log_gradient_norm_std"],
-            "gradient_since_start": since(level - m["first_norm"]),
+            "gradient_since_start": since(level - m["first_norm"], updated),
             "gradient_cosine": last["gradient_cosine"],
             "momentum_cosine": last["momentum_cosine"],
             "momentum_ratio": last["log_momentum_ratio"],
@@ -151,8 +183,8 @@ class Observer:
             "gradient_noise_scale": last["log_noise_scale"],
             "curvature": last["curvature"],
             "clipped_fraction": last["clipped_fraction"],
-            "clip_margin": torch.where(started, plans[ROW["clip"]].log() - level, LIMIT),
-            "step_ratio": since(last["log_step_ratio"] + 6.0),
+            "clip_margin": torch.where(updated, plans[ROW["clip"]].log() - level, LIMIT),
+            "step_ratio": since(last["log_step_ratio"] + 6.0, updated),
             "budget_left": budget_left,
             "decisions": torch.log1p(m["decisions"]),
             "target_given": given.float(),
@@ -176,7 +208,7 @@ class Observer:
 
     def _average(self, kind: str, speed: str) -> torch.Tensor:
         """The bias-corrected running average (the weight of the zeros it started from is divided out)."""
-        return self._memory[f"{kind}_{speed}"] / self._memory[f"level_{speed}"].clamp(min=1e-6)
+        return self._memory[f"{kind}_{speed}"] / self._memory[f"{LEVELS[kind]}_{speed}"].clamp(min=1e-6)
 
     def _remember(self, telemetry: Telemetry, control_loss: torch.Tensor, training: torch.Tensor) -> None:
         m = self._memory
@@ -190,14 +222,19 @@ class Observer:
             torch.nan_to_num(loss, nan=torch.inf).clamp(start / LOSS_RANGE, start * LOSS_RANGE)
             for loss in (self._last["loss"], control_loss)
         )
-        first = training & (m["level_fast"] == 0)
+        updating = training & (telemetry.updates > 0)
+        first = updating & (m["norm_level_fast"] == 0)
         m["first_norm"] = torch.where(first, self._last["log_gradient_norm"], m["first_norm"])
         for kind, value in (("train", train / start), ("control", control / start)):
             moments = self._moments[kind]
             score = torch.where(moments.spread > 0, moments.distance(value) / moments.spread, 0.0)
             self._zscores[kind] = torch.where(training, score, self._zscores[kind])
             moments.update(value, training)
+        # Without an update there is no new norm either.
+        taking = {"level": training, "norm_level": updating}
         values = {
+            "level": torch.ones_like(train),
+            "norm_level": torch.ones_like(train),
             "train": train.log(),
             "control": control.log(),
             "norm": self._last["log_gradient_norm"],
@@ -205,10 +242,8 @@ class Observer:
         }
         for speed, half_life in HALF_LIVES.items():
             weight = 1 - 0.5 ** (1 / half_life)
-            level = m[f"level_{speed}"]
-            m[f"level_{speed}"] = torch.where(training, level + weight * (1 - level), level)
             for kind, value in values.items():
-                old = m[f"{kind}_{speed}"]
-                m[f"{kind}_{speed}"] = torch.where(training, old + weight * (value - old), old)
+                taken, old = taking[LEVELS[kind]], m[f"{kind}_{speed}"]
+                m[f"{kind}_{speed}"] = torch.where(taken, old + weight * (value - old), old)
         lowest = torch.minimum(m["best"], torch.nan_to_num(self._average("control", "fast"), nan=torch.inf))
         m["best"] = torch.where(training, lowest, m["best"])

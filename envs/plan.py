@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from loopwright.inner_tasks.errors import LoopwrightError
@@ -32,8 +33,8 @@ class LoopPlan:
     Attributes:
         optimizer: update rule, "sgd" or "adamw". Both keep the same state, so a switch carries it over.
         learning_rate: step size, >= 0.
-        momentum: beta1, in [0, 1).
-        second_momentum: beta2 of adamw, in [0, 1).
+        momentum: beta1, in [0, 1), and below 1 once rounded to float32, in which plans are stacked.
+        second_momentum: beta2 of adamw, in the same range.
         weight_decay: decoupled decay, multiplied by the learning rate, >= 0.
         clip: threshold on the norm of the accumulated gradient, > 0; infinity is off (Pascanu et al. 2013).
         batch: microbatches accumulated per update, a whole number >= 1.
@@ -74,8 +75,8 @@ class LoopPlan:
                 raise LoopwrightError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         for name, accepted, holds in (
             ("learning_rate", "finite and >= 0", 0 <= self.learning_rate < math.inf),
-            ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
-            ("second_momentum", "in [0, 1)", 0 <= self.second_momentum < 1),
+            ("momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.momentum) < 1),
+            ("second_momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.second_momentum) < 1),
             ("weight_decay", "finite and >= 0", 0 <= self.weight_decay < math.inf),
             ("clip", "above 0 (infinity is off)", self.clip > 0),
             ("batch", "a whole number >= 1", self.batch >= 1 and self.batch == int(self.batch)),

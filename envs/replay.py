@@ -5,6 +5,7 @@ it then writes is compared with what was written. On the machine that wrote it, 
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KnobSet
-from loopwright.envs.lanes import compiler_available
+from loopwright.envs.lanes import Lanes, compiler_available
 from loopwright.envs.ledger import Author, LedgerContent, read_ledger, task_fingerprint, versions
+from loopwright.envs.observation import Needs
 from loopwright.envs.plan import LoopPlan, stack_plans, unstack_plans
 from loopwright.inner_tasks.errors import LedgerError
 from loopwright.inner_tasks.task import Task, get_task
@@ -65,11 +67,17 @@ def ledger_plans(content: LedgerContent) -> list[LoopPlan]:
 def replay(path: Path, task: Task | None = None) -> Replay:
     """Execute the ledger at ``path`` again.
 
-    ``task`` is needed for one that is not in the registry. Raises ``LedgerError`` if the ledger was altered, the task
-    is another, or the run was compiled and there is no compiler here.
+    ``task`` is needed for one that is not in the registry. A run that now ends earlier or later than the record is
+    different from there on. Raises ``LedgerError`` if the ledger was altered, the task is another, the run was compiled
+    and there is no compiler here, or another library's optimizer made the updates.
     """
     content = read_ledger(path)
     header, task = content.header, ledger_task(content, task)
+    if header["engine"] != Lanes.__name__:
+        raise LedgerError(
+            f"{path} was written by {header['engine']}, where the optimizer of {header['author']['name']!r} made the "
+            f"updates; only runs of {Lanes.__name__} can be executed again"
+        )
     settings = EpisodeSettings(**header["settings"])
     if settings.compile and not compiler_available():
         raise LedgerError(f"{path} was written by a compiled loop, and there is no C++ compiler here")
@@ -87,9 +95,7 @@ def replay(path: Path, task: Task | None = None) -> Replay:
             replayed = read_ledger(again).entries
     finally:
         torch.set_num_threads(threads)
-    differences = [
-        wrong + _compare(old, new) for old, new, wrong in zip(content.entries, replayed, forged, strict=True)
-    ]
+    differences = [wrong + _compare(old, new) for old, new, wrong in zip_longest(content.entries, replayed, forged)]
     return Replay(content, differences, notes)
 
 
@@ -98,7 +104,13 @@ def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, fold
     header = content.header
     lanes, lane, author = header["lanes"], header["lane"], Author(**header["author"])
     batch = EpisodeBatch(
-        task, lanes, settings, looks=header["looks"], rolls_back=header["rolls_back"], ledgers=folder, author=author
+        task,
+        lanes,
+        settings,
+        needs=Needs(header["needs"]),
+        rolls_back=header["rolls_back"],
+        ledgers=folder,
+        author=author,
     )
     batch.begin([lane], [task], [header["seed"]], [LoopPlan.from_json(header["start"])])
     knobs = KnobSet(author.knobs, author.action or "discrete") if author.knobs else None
@@ -114,7 +126,10 @@ def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, fold
     return wrong
 
 
-def _compare(recorded: dict[str, Any], replayed: dict[str, Any]) -> list[Difference]:
+def _compare(recorded: dict[str, Any], replayed: dict[str, Any] | None) -> list[Difference]:
+    """``replayed`` is None for a decision before which the run had ended when it was executed again."""
+    if replayed is None:
+        return [Difference("decision", recorded["decision"], None)]
     found = []
     for name in COMPARED:
         old, new = recorded[name], replayed[name]

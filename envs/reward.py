@@ -21,7 +21,8 @@ class Judgement:
         before, phi: progress before and after the decision, in [0, 1]; 1 on a hit.
         share: what the decision cost, as a share of the budget.
         spent: share of the budget spent, this decision included.
-        hit, diverged: whether the episode has just ended so.
+        hit, missed, diverged: whether the episode has just ended so.
+        discount: the agent's, per decision, in (0, 1].
     """
 
     before: torch.Tensor
@@ -29,20 +30,24 @@ class Judgement:
     share: torch.Tensor
     spent: torch.Tensor
     hit: torch.Tensor
+    missed: torch.Tensor
     diverged: torch.Tensor
+    discount: float = 1.0
 
 
 def progress(j: Judgement) -> torch.Tensor:
-    """delta phi - cost / budget. An episode that hits returns 1 - the share of the budget it used, whatever its way.
+    """``time_to_target`` + discount x phi after - phi before, with phi 0 where an episode has ended.
 
-    The shaping is potential-based (Ng et al. 1999) and moves no optimum. A run that diverges pays for the budget it has
-    not used, which makes it worth what a miss is worth.
+    Potential-based shaping (Ng et al. 1999, theorem 1): it moves no optimum, at the discount it is given. Without a
+    discount an episode that hits returns 1 - the share of the budget it used, whatever its way, and one that misses or
+    diverges -1, however near it came.
     """
-    return j.phi - j.before - _bill(j)
+    ended = j.hit | j.missed | j.diverged
+    return time_to_target(j) + torch.where(ended, 0.0, j.discount * j.phi) - j.before
 
 
 def time_to_target(j: Judgement) -> torch.Tensor:
-    """1 on a hit, less cost / budget: the same return as ``progress`` for a hit, without the shaping."""
+    """1 on a hit, less cost / budget. A run that diverges pays for the budget it has not used, as a miss has."""
     return j.hit.float() - _bill(j)
 
 

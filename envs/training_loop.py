@@ -12,7 +12,15 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from loopwright.envs.episodes import OUTCOMES, RUNNING, Decision, EpisodeBatch, EpisodeSettings, lane_result
+from loopwright.envs.episodes import (
+    OUTCOMES,
+    RUNNING,
+    Decision,
+    EpisodeBatch,
+    EpisodeSettings,
+    lane_result,
+    no_decision,
+)
 from loopwright.envs.guard import FINE, VERDICTS
 from loopwright.envs.knobs import KNOB_SETS, KNOBS, KnobSet
 from loopwright.envs.ledger import Author
@@ -23,7 +31,7 @@ from loopwright.inner_tasks.datasets import require
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.inner_tasks.targets import calibration_of
-from loopwright.inner_tasks.task import ShapeKey, Task, find_family, get_task
+from loopwright.inner_tasks.task import ShapeKey, Task, find_family, get_task, shape_of
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -53,13 +61,6 @@ def choose_tasks(suite: str, tasks: Sequence[str | Task] | None) -> list[str | T
 
 def drawn(task: str | Task) -> Task:
     return get_task(task) if isinstance(task, str) else task
-
-
-def shape_of(task: str | Task) -> ShapeKey:
-    if isinstance(task, Task):
-        return task.shape_key
-    family, seed = find_family(task)
-    return family.shape_key(seed)
 
 
 def check_spread(spread: float) -> float:
@@ -115,9 +116,10 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
 
     ## Rewards
 
-    Chosen by `settings.reward` (`envs.reward.REWARDS`). "progress": progress towards the target, counted in the cost at
-    which the task's best static configuration gets as far, less the share of the budget spent; an episode that hits
-    returns 1 - the share it used. "time": the same without the shaping. "anytime": the mean progress over the budget.
+    Chosen by `settings.reward` (`envs.reward.REWARDS`). "time": 1 on a hit, less the share of the budget spent, so that
+    an episode that hits returns 1 - the share it used, and any other -1. "progress": the same, shaped by a potential,
+    the progress towards the target counted in the cost at which the task's best static configuration gets as far;
+    `settings.discount` is what the shaping discounts by. "anytime": the mean progress over the budget.
 
     ## Guard
 
@@ -369,6 +371,8 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         actions = self.knobs.check(actions, self.num_envs)
         decisions = [
             batch.decide(self.knobs.apply(actions[part], batch.plans, batch.step_ratio), actions[part])
+            if batch.live.any()  # else all of them have ended, and wait for their next episode
+            else no_decision(len(batch.tasks))
             for part, batch, _ in self._groups
         ]
         joined = {
@@ -382,6 +386,8 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if self.max_episode_steps is not None:
             truncated = (self._decisions >= self.max_episode_steps) & ~terminated
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            for part, batch, _ in self._groups:
+                batch.end(np.flatnonzero(truncated[part]).tolist())
             begun = self._finished.copy()  # the action of a finished episode only starts the next one
             rewards[begun], terminated[begun], truncated[begun] = 0.0, False, False
             if begun.any():

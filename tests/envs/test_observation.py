@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KNOBS, KnobSet
-from loopwright.envs.observation import FEATURES, LIMIT, OBSERVATION_NAMES, Observer
+from loopwright.envs.observation import FEATURES, LIMIT, OBSERVATION_NAMES, Needs, Observer
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.telemetry import SUMS, summarise
 from loopwright.inner_tasks import Split, Task
@@ -236,7 +236,7 @@ def test_no_observation_depends_on_the_target_split(small_task: Task) -> None:
 
 def test_looking_at_the_control_split_is_charged(small_task: Task) -> None:
     looking = EpisodeBatch(small_task, 1, EpisodeSettings())
-    blind = EpisodeBatch(small_task, 1, EpisodeSettings(), looks=False)
+    blind = EpisodeBatch(small_task, 1, EpisodeSettings(), needs=Needs.NOTHING)
     for batch in (looking, blind):
         batch.begin([0], [small_task], [0], [LoopPlan()])
         batch.decide(batch.plans)

@@ -82,26 +82,58 @@ def test_every_reward_prefers_the_faster_run(reward: str, small_task: Task) -> N
         assert never == pytest.approx(-1, abs=1e-5)
 
 
+def judged(
+    before: float, phi: float, share: float, spent: float, outcome: str = "", discount: float = 1.0
+) -> Judgement:
+    values = (torch.tensor([v]) for v in (before, phi, share, spent))
+    ended = (torch.tensor([outcome == name]) for name in ("hit", "miss", "diverged"))
+    return Judgement(*values, *ended, discount)
+
+
 def test_anytime_is_the_mean_progress_over_the_budget() -> None:
-    def earned(phi: float, share: float, spent: float, hit: bool = False, diverged: bool = False) -> float:
-        values = (torch.tensor([v]) for v in (0.0, phi, share, spent))
-        return REWARDS["anytime"](Judgement(*values, torch.tensor([hit]), torch.tensor([diverged]))).item()
+    def earned(phi: float, share: float, spent: float, outcome: str = "") -> float:
+        return REWARDS["anytime"](judged(0.0, phi, share, spent, outcome)).item()
 
     assert earned(0.5, 0.1, 0.3) == pytest.approx(0.05)
-    assert earned(1.0, 0.1, 0.3, hit=True) == pytest.approx(0.8)
-    assert earned(0.5, 0.1, 0.3, diverged=True) == pytest.approx(0.05)
-    assert REWARDS["time"](
-        Judgement(*(torch.tensor([v]) for v in (0.0, 0.5, 0.1, 0.3)), torch.tensor([False]), torch.tensor([True]))
-    ).item() == pytest.approx(-0.8)
+    assert earned(1.0, 0.1, 0.3, "hit") == pytest.approx(0.8)
+    assert earned(0.5, 0.1, 0.3, "diverged") == pytest.approx(0.05)
+    assert REWARDS["time"](judged(0.0, 0.5, 0.1, 0.3, "diverged")).item() == pytest.approx(-0.8)
 
 
-def test_a_miss_and_a_divergence_are_worth_their_progress_less_the_whole_budget(small_task: Task) -> None:
-    hard = small_task.with_calibration(Calibration(1e-9, 600.0, ((500.0, 1e-8), (600.0, 1e-9))))
-    total, _, outcome = episode_return(hard, LoopPlan())
-    assert outcome == MISS
+PATHS = st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted)
+
+
+@given(PATHS, st.sampled_from(["hit", "miss", "diverged"]), st.floats(0.5, 1.0))
+def test_shaping_changes_no_discounted_return(path: list[float], outcome: str, discount: float) -> None:
+    """Discounted, the shaped return is that without shaping: phi is 0 where an episode begins and where it ends."""
+    share = 1 / (len(path) + (outcome != "miss"))
+    shaped = plain = before = 0.0
+    for number, phi in enumerate(path):
+        last = outcome if number == len(path) - 1 else ""
+        step = judged(before, phi, share, share * (number + 1), last, discount)
+        shaped += discount**number * REWARDS["progress"](step).item()
+        plain += discount**number * REWARDS["time"](step).item()
+        before = phi
+    assert shaped == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_near_miss_is_worth_no_more_than_a_hit() -> None:
+    def returned(outcome: str, spent: float) -> float:
+        first = REWARDS["progress"](judged(0.0, 0.9, 0.5 * spent, 0.5 * spent)).item()
+        return first + REWARDS["progress"](judged(0.9, 0.9, 0.5 * spent, spent, outcome)).item()
+
+    assert returned("miss", 1.0) == pytest.approx(-1)
+    assert 0.5 * returned("hit", 0.8) + 0.5 * returned("miss", 1.0) > returned("miss", 1.0)
+
+
+@pytest.mark.parametrize("reward", ["progress", "time"])
+def test_a_miss_and_a_divergence_cost_the_whole_budget_however_near_they_came(reward: str, small_task: Task) -> None:
+    near = small_task.with_calibration(Calibration(1e-9, 600.0, ((100.0, 0.69), (200.0, 1e-8), (600.0, 1e-9))))
+    total, batch, outcome = episode_return(near, LoopPlan(learning_rate=1e-2), reward)
+    assert (outcome, batch._phi[0] > 0.1) == (MISS, True)
     assert total == pytest.approx(-1, abs=1e-5)
-    relu = get_task("mixtures:2").with_calibration(hard.calibration)  # tanh units would keep the loss finite
-    total, batch, outcome = episode_return(relu, LoopPlan(optimizer="sgd", learning_rate=1e30))
+    relu = get_task("mixtures:2").with_calibration(near.calibration)  # tanh units would keep the loss finite
+    total, batch, outcome = episode_return(relu, LoopPlan(optimizer="sgd", learning_rate=1e30), reward)
     assert outcome == DIVERGED
     assert total == pytest.approx(-1, abs=1e-5)
     assert batch.cost[0] < batch.budget[0]
