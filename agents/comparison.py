@@ -1,7 +1,7 @@
 """What an evaluation says: every statistic of the protocol, from the runs and the timings alone, and tables of them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,13 +26,13 @@ from loopwright.agents.statistics import (
     profiles,
     stated,
 )
-from loopwright.agents.timing import Timing, in_seconds
+from loopwright.agents.timing import Timing, in_seconds, timing_variance
 
 ALL_UNSEEN = "all unseen"
 ORACLE, OPEN_LOOP = "oracle", "open-loop replay"
 TUNING = "tuning budget"  # the group of the searches
 OPEN_LOOP_NOTE = "the agent's own schedules, replayed without feedback, do as well as the agent: feedback is not used"
-OUTCOMES = {"win": "won", "tie": "tied", "loss": "lost"}
+OUTCOMES = {"win": "won", "tie": "tied", "loss": "lost", "not testable": "not testable"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Evaluation:
         suites: the tasks of each suite.
         records: every run.
         timings: seconds per geq of every method and task; may be empty.
-        meta_cost: geq spent on training the agent; 0 where unknown.
+        meta_flops: spent on training the agent; 0 where unknown.
+        flops: what a geq stands for on each task, where ``meta_flops`` are known.
     """
 
     agent: str
@@ -72,7 +73,8 @@ class Evaluation:
     suites: dict[str, tuple[str, ...]]
     records: tuple[RunRecord, ...]
     timings: tuple[Timing, ...] = ()
-    meta_cost: float = 0.0
+    meta_flops: float = 0.0
+    flops: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> dict[str, tuple[str, ...]]:
@@ -121,7 +123,14 @@ class Evaluation:
     @cached_property
     def _ratios(self) -> dict[tuple[str, str, str], Ratio]:
         return {
-            (group, other, unit): cost_ratio(self.runs(group, unit), group, self.agent, other, unit=unit)
+            (group, other, unit): cost_ratio(
+                self.runs(group, unit),
+                group,
+                self.agent,
+                other,
+                unit=unit,
+                extra=timing_variance(self.timings, self.agent, other, self.groups[group]) if unit == SECONDS else 0.0,
+            )
             for group in self.groups
             for other in self.others
             for unit in self.units
@@ -160,7 +169,9 @@ class Evaluation:
 
     def break_even(self, group: str) -> float:
         """Runs after which training the agent has paid for itself against the rival."""
-        return break_even(self.runs(group), self.agent, self.rival, self.meta_cost) if self.meta_cost else math.nan
+        if not self.meta_flops:
+            return math.nan
+        return break_even(self.runs(group), self.agent, self.rival, self.meta_flops, self.flops)
 
     @property
     def overhead(self) -> float:
@@ -173,7 +184,7 @@ class Evaluation:
         ratio = self.ratio(group, self.rival)
         sentence = (
             f"{group}: against {self.rival} the {self.agent} needs {saving(ratio, 'geq')}, "
-            f"hits {ratio.hit_rate:.0%} against {ratio.against_hit_rate:.0%}"
+            f"hits {ratio.hit_rate:.0%} against {ratio.against_hit_rate:.0%}, {joint(ratio)} where both hit"
         )
         if SECONDS in self.units:
             seconds = self.ratio(group, self.rival, SECONDS)
@@ -213,9 +224,10 @@ class Evaluation:
             runs = [r for r in self.runs(group) if r.method == method.name]
             cells = [method.name, method.group, f"{hit_rate(runs, method.name):.0%}", f"{geometric_share(runs):.2f}"]
             if method.name == self.agent:
-                cells += ["1"] * (len(self.units) + bool(self.easier_ratios)) + [""]
+                cells += ["1"] * (1 + len(self.units) + bool(self.easier_ratios)) + [""]
             else:
                 cells += [interval(self.ratio(group, method.name, unit)) for unit in self.units]
+                cells.append(joint(self.ratio(group, method.name)))
                 cells += [interval(self.easier_ratios[group, method.name])] if self.easier_ratios else []
                 cells.append(self.verdict(group, method.name))
             cells.append(f"{scores[method.name]:.2f}" if method.name in scores else "")
@@ -223,15 +235,16 @@ class Evaluation:
                 bold.append(number)
             rows.append(tuple(cells))
         columns = tuple(f"{self.agent} / method, {unit}" for unit in self.units)
+        columns += ("where both hit, geq",)
         if self.easier_ratios:
             columns += (f"{self.agent} / method, easier target, geq",)
         header = ("method", "group", "hits", "cost", *columns, f"the {self.agent}", "score")
         searched = ", of a search all its trials' budgets" if TUNING in {m.group for m in self.methods} else ""
         note = (
             f"cost: share of the budget{searched}, geometric mean, a miss counts as all of it. Ratios below 1: the "
-            f"{self.agent} needs less; 95 % intervals over trainings, tasks and seeds. Score: area under the "
-            f"performance profile up to {R_MAX:g} times the best. In bold: the {self.agent}, and the best competitor "
-            "by the training suite."
+            f"{self.agent} needs less; 95 % intervals over trainings, tasks and seeds. Where both hit: the ratio over "
+            f"those runs alone, and how many they are. Score: area under the performance profile up to {R_MAX:g} times "
+            f"the best. In bold: the {self.agent}, and the best competitor by the training suite."
         )
         return Table(f"{group} ({len(self.groups[group])} tasks)", header, tuple(rows), note, tuple(bold))
 
@@ -255,7 +268,8 @@ class Evaluation:
             f"{group}, task by task: {self.agent} / {self.rival}",
             ("task", "cost ratio", f"hits: {self.agent}", f"hits: {self.rival}", "p", "p, Holm", "outcome"),
             rows,
-            f"{tally}. p: paired Wilcoxon test over seeds, then corrected for the number of tasks (Holm).",
+            f"{tally}. p: paired Wilcoxon test over seeds, then corrected for the number of tasks (Holm); with too few "
+            "seeds for any p to survive that, nothing is tested.",
         )
 
     def summary_table(self) -> Table:
@@ -300,7 +314,7 @@ class Evaluation:
                 for group, own in self.task_rows.items()
             },
             "overhead": None if math.isnan(self.overhead) else self.overhead,
-            "meta_cost": self.meta_cost,
+            "meta_flops": self.meta_flops,
         }
 
 
@@ -311,3 +325,8 @@ def saving(ratio: Ratio, unit: str) -> str:
 
 def interval(ratio: Ratio) -> str:
     return f"{ratio.point:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def joint(ratio: Ratio) -> str:
+    """The ratio over jointly hit runs: "0.95 (36 runs)"."""
+    return f"{ratio.joint:.2f} ({ratio.joint_runs} runs)" if ratio.joint_runs else "- (0 runs)"

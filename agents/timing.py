@@ -3,17 +3,22 @@
 Samples alone mislead: optimizers differ by ten times in the time of a step, and a controller looks and thinks. So for
 each method and task a ``ReferenceLoop`` trains for some decisions under plans taken from the method's own run, and
 whatever the method does besides is done and timed as well: gradient statistics, the look at the control split, the
-observation, the policy. Methods take turns on a task, and the fastest of several rounds counts: machines are noisy.
+observation, the policy, the guard's snapshots, rollbacks. A controller that needs the control loss alone is timed
+without gradient statistics. Methods take turns on a task, and the median of several rounds counts: machines are noisy.
+How far the rounds lie apart goes into the intervals.
 """
 
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from loopwright.agents.controller import Controller, View
@@ -21,7 +26,8 @@ from loopwright.agents.optimizers import Optimized
 from loopwright.agents.results import RunRecord
 from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.observation import OBSERVATION_NAMES, Observer
+from loopwright.envs.guard import SNAPSHOT_EVERY
+from loopwright.envs.observation import OBSERVATION_NAMES, Needs, Observer
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import control_indices, make_key
 from loopwright.envs.reference import ReferenceLoop
@@ -29,18 +35,25 @@ from loopwright.envs.telemetry import SUMS, summarise
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Split, Task
 
-ROUNDS = 2
+ROUNDS = 5
 PLANS = 5  # of a run, evenly spread, under which a decision is timed
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per geq of one method on one task, and the share of them that is the controller's own work."""
+    """Seconds per geq of one method on one task in every round, and the share of them that is the controller's work.
+
+    Round r of one method lies beside round r of the others on the same task.
+    """
 
     method: str
     task: str
-    seconds_per_geq: float
+    rounds: tuple[float, ...]
     overhead: float
+
+    @property
+    def seconds_per_geq(self) -> float:
+        return median(self.rounds)
 
 
 def spread_plans(record: RunRecord, count: int = PLANS) -> list[LoopPlan]:
@@ -77,16 +90,15 @@ def _measure(
         loops = [_TimedLoop(controller, task, settings, seed) for controller, _ in methods]
         for loop, (_, plans) in zip(loops, methods, strict=True):
             loop.decide(plans[0])  # the first of everything is slower
-        best: list[list[tuple[float, float, float]]] = [[] for _ in methods]
+        rounds: list[list[tuple[float, float]]] = [[] for _ in methods]
         for _ in range(ROUNDS):
-            for own, loop, (_, plans) in zip(best, loops, methods, strict=True):
-                now = [loop.decide(plan) for plan in plans]
-                own[:] = [min(pair) for pair in zip(own, now, strict=True)] if own else now
-    found = []
-    for (controller, _), own in zip(methods, best, strict=True):
-        seconds, extra, geq = (sum(column) for column in zip(*own, strict=True))
-        found.append(Timing(controller.name, task.name, seconds / geq, extra / seconds))
-    return found
+            for own, loop, (_, plans) in zip(rounds, loops, methods, strict=True):
+                seconds, extra, geq = (sum(column) for column in zip(*map(loop.decide, plans), strict=True))
+                own.append((seconds / geq, extra / seconds))
+    return [
+        Timing(controller.name, task.name, tuple(rate for rate, _ in own), median(share for _, share in own))
+        for (controller, _), own in zip(methods, rounds, strict=True)
+    ]
 
 
 class _TimedLoop:
@@ -94,48 +106,64 @@ class _TimedLoop:
 
     def __init__(self, controller: Controller, task: Task, settings: EpisodeSettings, seed: int) -> None:
         self.controller, self.task, self.settings = controller, task, settings
-        self.loop, self.bare = (self._make(seed, telemetry) for telemetry in (controller.looks, False))
+        self.make = controller.make if isinstance(controller, Optimized) else None
+        watched = controller.needs is Needs.OBSERVATION
+        self.loop, self.bare = (self._loop(seed, telemetry) for telemetry in (watched, False))
         self.size = min(settings.control_batch, len(task.control))
-        self.look = measure_cost(task.model).look(self.size)
+        self.look = measure_cost(task.model).look(self.size) if controller.needs.looks else 0.0
         self.observer = Observer(1)
         self.observer.begin([0], torch.ones(1), [0.5])
+        self.smoothed = 0.0
         self.key, self.decisions = make_key(torch.tensor([seed])), 0
+        # The guard takes a snapshot every few decisions; for a rollback the best state is kept, at worst at each.
+        guarded = 1 / SNAPSHOT_EVERY if settings.guard and self.make is None else 0.0
+        self.snapshots = guarded + float(controller.rolls_back)
+        self.kept = self.loop.snapshot()
 
-    def _make(self, seed: int, telemetry: bool) -> ReferenceLoop:
-        make = self.controller.make if isinstance(self.controller, Optimized) else None
+    def _loop(self, seed: int, telemetry: bool) -> ReferenceLoop:
         return ReferenceLoop(
-            self.task, seed, microbatch=self.settings.microbatch, telemetry=telemetry, make_update=make, updates=1000
-        )
+            self.task, seed, microbatch=self.settings.microbatch, telemetry=telemetry, make_update=self.make,
+            updates=1000,
+        )  # fmt: skip
 
     def decide(self, plan: LoopPlan) -> tuple[float, float, float]:
         """Seconds in all, seconds of those for the controller, and geq, of one decision under ``plan``."""
-        plan = replace(plan, rollback=False)
         start = time.perf_counter()
+        if plan.rollback:
+            self.loop.restore(self.kept)
+        restored = time.perf_counter()
         sums = self.loop.run(plan, self.settings.ticks_per_decision)
         trained = time.perf_counter()
         self._control(plan, sums)
-        end = time.perf_counter()
-        geq, extra = float(sums[SUMS.index("cost")]), end - trained
-        if self.controller.looks:
-            geq += self.look
+        controlled = time.perf_counter()
+        extra = (restored - start) + (controlled - trained)
+        if self.snapshots:
+            self.kept = self.loop.snapshot()
+            extra += self.snapshots * (time.perf_counter() - controlled)
+        seconds = (trained - restored) + extra
+        if self.loop.telemetry:
             began = time.perf_counter()
             self.bare.run(plan, self.settings.ticks_per_decision)
-            extra += max(0.0, (trained - start) - (time.perf_counter() - began))
-        return end - start, extra, geq
+            extra += max(0.0, (trained - restored) - (time.perf_counter() - began))
+        return seconds, extra, float(sums[SUMS.index("cost")]) + self.look
 
     def _control(self, plan: LoopPlan, sums: torch.Tensor) -> None:
-        plans = stack_plans([plan])
+        plans = stack_plans([replace(plan, rollback=False)])
         left = torch.tensor([0.5])
         observation = torch.zeros(1, len(OBSERVATION_NAMES))
-        if self.controller.looks:
+        if self.controller.needs.looks:
             index = control_indices(self.key, torch.tensor([self.loop.ticks]), self.size, len(self.task.control))[0]
             loss, _ = self.loop.evaluate(Split(self.task.control.inputs[index], self.task.control.labels[index]))
-            observation = self.observer.observe(
-                summarise(sums[:, None]), torch.tensor([loss]), plans, left, torch.ones(1, dtype=torch.bool)
-            )
+            if self.controller.needs is Needs.CONTROL_LOSS:
+                self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)
+                observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed
+            else:
+                observation = self.observer.observe(
+                    summarise(sums[:, None]), torch.tensor([loss]), plans, left, torch.ones(1, dtype=torch.bool)
+                )
         self.decisions += 1
         taken = torch.tensor([float(self.decisions)])
-        self.controller.decide(View(observation, plans, left, taken, torch.ones(1)))
+        self.controller.decide(View(observation, plans, left, taken, torch.ones(1), self.loop.step_ratio))
 
 
 @contextmanager
@@ -170,8 +198,9 @@ class TimingsFile:
 def read_timings(path: Path) -> list[Timing]:
     """Raises ``LoopwrightError`` for a file that does not hold timings."""
     try:
-        return [Timing(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (TypeError, json.JSONDecodeError) as problem:
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return [Timing(**{**values, "rounds": tuple(values["rounds"])}) for values in found]
+    except (TypeError, KeyError, json.JSONDecodeError) as problem:
         raise LoopwrightError(f"{path} does not hold timings: {problem}") from None
 
 
@@ -185,3 +214,16 @@ def in_seconds(records: Sequence[RunRecord], timings: Sequence[Timing]) -> list[
             easier = None if record.easier_cost is None else record.easier_cost * rate
             found.append(replace(record, cost=record.cost * rate, budget=record.budget * rate, easier_cost=easier))
     return found
+
+
+def timing_variance(timings: Sequence[Timing], method: str, against: str, tasks: Collection[str]) -> float:
+    """The variance that measuring seconds adds to the mean over ``tasks`` of log(seconds per geq / the other's).
+
+    From the spread over rounds of the ratio of the two on a task; a median varies by pi / 2 of what a mean does.
+    """
+    rounds = {(timing.method, timing.task): np.log(timing.rounds) for timing in timings}
+    total = 0.0
+    for ours, theirs in ((rounds[method, task], rounds[against, task]) for task in tasks):
+        parts = [ours - theirs] if len(ours) == len(theirs) else [ours, theirs]
+        total += sum(float(part.var(ddof=1)) / len(part) for part in parts if len(part) > 1)
+    return math.pi / 2 * total / len(tasks) ** 2

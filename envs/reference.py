@@ -84,6 +84,19 @@ class ReferenceLoop:
         for name in self.STATE:
             setattr(self, name, copy.deepcopy(snapshot[name]))
 
+    @torch.no_grad()
+    def step_ratio(self) -> torch.Tensor:
+        """As ``Lanes.step_ratio``: how many times as long adamw's step is as sgd's, ``[1]``; 1 before any update."""
+        square = 0.0
+        for i, b in enumerate(self.block_of):
+            if self.beta1_product[b] < 1:
+                first = self.momentum[i] / (1 - self.beta1_product[b])
+                step = first / ((self.second_moment[i] / (1 - self.beta2_product[b])).sqrt() + ADAM_EPS)
+                square += _dot([step], [step])
+        momentum = math.sqrt(_dot(self.momentum, self.momentum))
+        ratio = math.sqrt(square) / momentum if momentum > 0 else 1.0
+        return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
+
     def run(self, plan: LoopPlan, ticks: int) -> torch.Tensor:
         """Advance by ``ticks`` and return the telemetry sums ``[len(SUMS)]``."""
         sums = dict.fromkeys(SUMS, 0.0)

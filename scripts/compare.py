@@ -30,7 +30,7 @@ from loopwright.agents.statistics import (
     per_task,
     stated,
 )
-from loopwright.agents.timing import Timing, in_seconds, read_timings
+from loopwright.agents.timing import Timing, in_seconds, read_timings, timing_variance
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.scripts.run import run
 
@@ -66,7 +66,8 @@ def compare(first: str, second: str) -> Comparison:
     both = {t.task for t in our_timings} & {t.task for t in their_timings}
     if both >= {r.task for r in runs}:
         timed = in_seconds(runs, [*our_timings, *their_timings])
-        ratios.append(cost_ratio(timed, "common", "first", "second", unit=SECONDS))
+        extra = timing_variance([*our_timings, *their_timings], "first", "second", {r.task for r in runs})
+        ratios.append(cost_ratio(timed, "common", "first", "second", unit=SECONDS, extra=extra))
     return Comparison(
         tuple(ratios), tuple(per_task(runs, "first", "second")), final_metric(runs, "first", "second"), stated(ratios)
     )
