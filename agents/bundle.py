@@ -13,19 +13,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from loopwright.agents.controller import View
 from loopwright.envs.knobs import KnobSet
-from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from loopwright.envs.observation import LIMIT, OBSERVATION_NAMES, OBSERVATION_VERSION, Needs
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import BundleError, LoopwrightError
 
 FORMAT = "loopwright-policy-1"
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky-relu": nn.LeakyReLU,
+}  # fmt: skip
+_PROOFS = 256  # random observations on which a bundle is compared with the model that it is made of
 _CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
               "widths", "start", "training", "sha256"}  # fmt: skip
 
@@ -48,7 +53,6 @@ class Bundle:
     squashed: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     name: str = "agent"
-    looks: bool = True
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor) -> torch.Tensor:
@@ -72,6 +76,10 @@ class Bundle:
             sizes = torch.tensor(knob.steps)
             columns.append(sizes[logits.argmax(dim=1)] if knob.whole else logits.softmax(dim=1) @ sizes)
         return torch.stack(columns, dim=1)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.OBSERVATION
 
     def decide(self, view: View) -> torch.Tensor:
         return self.knobs.move(self.steps(view.observation), view.plans, view.step_ratio)
@@ -98,9 +106,19 @@ class Bundle:
     ) -> "Bundle":
         """The policy of a trained Stable-Baselines3 model, and the environment's knobs and starting plan.
 
-        ``training`` is provenance to keep with it. Raises ``LoopwrightError`` for a policy that is no plain MLP.
+        ``training`` is provenance to keep with it. Raises ``LoopwrightError`` for a policy that is no plain MLP on the
+        observation itself, or that acts otherwise than the bundle on random observations.
         """
         policy = model.policy
+        if model.get_vec_normalize_env() is not None:
+            raise LoopwrightError("cannot make a bundle of a model with VecNormalize: its statistics would be lost")
+        for part in (policy, getattr(policy, "actor", None)):
+            extractor = getattr(part, "features_extractor", None)
+            if extractor is not None and type(extractor) is not FlattenExtractor:
+                raise LoopwrightError(
+                    f"cannot make a bundle of a policy with a {type(extractor).__name__}: it takes the observation "
+                    f"itself (FlattenExtractor)"
+                )
         if hasattr(policy, "mlp_extractor"):
             layers, squashed = [*policy.mlp_extractor.policy_net, policy.action_net], False
         elif hasattr(getattr(policy, "actor", None), "latent_pi"):
@@ -111,16 +129,39 @@ class Bundle:
             layers, squashed = list(policy.action_net), False
         else:
             raise LoopwrightError(f"cannot make a bundle of a {type(policy).__name__}: it has no plain actor network")
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        kinds = {kind for layer in layers for kind, module in _ACTIVATIONS.items() if isinstance(layer, module)}
+        if squashed and isinstance(layers[-1], nn.Tanh):
+            layers = layers[:-1]
+        linear, between = layers[::2], layers[1::2]
+        kind = next((name for name, module in _ACTIVATIONS.items() if between and type(between[0]) is module), "tanh")
+        strange = [layer for layer in linear if not isinstance(layer, nn.Linear)]
+        strange += [layer for layer in between if repr(layer) != repr(_ACTIVATIONS[kind]())]
+        if strange:
+            raise LoopwrightError(
+                f"cannot make a bundle of a network with {strange[0]!r}: accepted are linear layers with one kind of "
+                f"activation between them, {', '.join(m.__name__ for m in _ACTIVATIONS.values())}"
+            )
         widths = [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)]
-        trailing_tanh = isinstance(layers[-1], nn.Tanh)
-        kinds = kinds - {"tanh"} if trailing_tanh and len(kinds) > 1 else kinds
-        network = _build(widths, kinds.pop() if kinds else "tanh")
-        for new, old in zip((m for m in network if isinstance(m, nn.Linear)), linear, strict=True):
+        network = _build(widths, kind)
+        for new, old in zip(list(network)[::2], linear, strict=True):
             new.load_state_dict(old.state_dict())
         provenance = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), **(training or {})}
-        return cls(network, knobs, start, squashed, provenance)
+        bundle = cls(network, knobs, start, squashed, provenance)
+        bundle._prove(model)
+        return bundle
+
+    def _prove(self, model: Any) -> None:
+        """Raise ``LoopwrightError`` unless the bundle acts as the model does."""
+        shape, features = model.observation_space.shape, self.network[0].in_features
+        if shape != (features,):
+            raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
+        seen = np.random.default_rng(0).normal(0, 2, (_PROOFS, *shape)).clip(-LIMIT, LIMIT).astype(np.float32)
+        expected, _ = model.predict(seen, deterministic=True)
+        found = self.act(torch.from_numpy(seen)).numpy()
+        if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):
+            raise LoopwrightError(
+                f"cannot make a bundle of this {type(model).__name__}: on random observations it acts otherwise than "
+                f"its actor network alone"
+            )
 
 
 def _build(widths: list[int], activation: str) -> nn.Sequential:
@@ -151,7 +192,7 @@ def _tensors(bundle: Bundle) -> dict[str, torch.Tensor]:
 
 def _card(bundle: Bundle) -> dict[str, Any]:
     linear = [layer for layer in bundle.network if isinstance(layer, nn.Linear)]
-    activation = next((k for layer in bundle.network for k, m in _ACTIVATIONS.items() if isinstance(layer, m)), "tanh")
+    activation = next((k for layer in bundle.network for k, m in _ACTIVATIONS.items() if type(layer) is m), "tanh")
     return {
         "format": FORMAT,
         "observation_version": OBSERVATION_VERSION,

@@ -254,8 +254,7 @@ def describe(controller: Any) -> dict[str, Any]:
     own = {
         field.name: getattr(controller, field.name) for field in fields(controller) if not field.name.startswith("_")
     }
-    for name in ("name", "looks"):
-        own.pop(name)
+    own.pop("name")
     return {"type": type(controller).__name__, **own, "start": controller.start.as_json()}
 
 

@@ -1,7 +1,7 @@
 """Controllers: whatever decides the next plan. Here the simple ones; also ``schedules``, ``optimizers`` and ``bundle``.
 
-All of them act through the same episodes: they are shown a ``View`` and return plans. A controller that ``looks`` at
-the control split is charged for it; one that does not sees no observation.
+All of them act through the same episodes: they are shown a ``View`` and return plans. What a controller ``needs`` to be
+shown it is charged for; the rest it does not see.
 """
 
 import zlib
@@ -15,6 +15,7 @@ import torch
 
 from loopwright.envs.calibration import StaticConfiguration
 from loopwright.envs.knobs import KnobSet
+from loopwright.envs.observation import Needs
 from loopwright.envs.plan import ROW, LoopPlan, stack_plans
 
 
@@ -23,7 +24,7 @@ class View:
     """What a controller may know before a decision, for ``lanes`` runs.
 
     Attributes:
-        observation: ``[lanes, len(OBSERVATION_NAMES)]``; zeros for a controller that does not look.
+        observation: ``[lanes, len(OBSERVATION_NAMES)]``; 0 in all features but those of the controller's needs.
         plans: the plans so far, ``[len(PLAN_FIELDS), lanes]``.
         spent: fraction of the budget spent, ``[lanes]``.
         decisions: decisions taken so far, ``[lanes]``.
@@ -47,7 +48,9 @@ class Controller(Protocol):
     def name(self) -> str: ...
 
     @property
-    def looks(self) -> bool: ...
+    def needs(self) -> Needs:
+        """What it has to be shown."""
+        ...
 
     @property
     def rolls_back(self) -> bool:
@@ -70,7 +73,11 @@ class Controller(Protocol):
 
 
 class Described:
-    """A controller that is told apart by its own settings."""
+    """A controller that is told apart by its own settings, and needs nothing unless it says otherwise."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.NOTHING
 
     @property
     def rolls_back(self) -> bool:
@@ -94,7 +101,6 @@ class Constant(Described):
 
     start: LoopPlan
     name: str = "constant"
-    looks: bool = False
 
     def decide(self, view: View) -> torch.Tensor:
         return view.plans
@@ -107,7 +113,6 @@ class Static(Described):
     configuration: StaticConfiguration
     decisions: int
     name: str = "static"
-    looks: bool = False
 
     @property
     def start(self) -> LoopPlan:
@@ -128,7 +133,10 @@ class RandomPolicy(Described):
     start: LoopPlan
     knobs: KnobSet
     name: str = "random policy"
-    looks: bool = True
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.OBSERVATION
 
     @property
     def rolls_back(self) -> bool:
@@ -136,7 +144,7 @@ class RandomPolicy(Described):
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.name} {self.knobs.name}"
+        return f"{self.name} {self.knobs.name} {self.knobs.action} {self.start}"
 
     def decide(self, view: View) -> torch.Tensor:
         actions = []
@@ -156,7 +164,6 @@ class OpenLoop(Described):
 
     plans: tuple[LoopPlan, ...]
     name: str = "open loop"
-    looks: bool = False
 
     @property
     def start(self) -> LoopPlan:

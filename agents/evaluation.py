@@ -127,7 +127,7 @@ class Part(NamedTuple):
 def _kind(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
     """What controllers must have in common to share a batch."""
     author = (controller.name, controller.fingerprint) if ledgers else None
-    return controller.looks, controller.rolls_back, isinstance(controller, Optimized), author
+    return controller.needs, controller.rolls_back, isinstance(controller, Optimized), author
 
 
 def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterator[tuple[int, RunRecord]]:
@@ -161,7 +161,7 @@ class _Runs:
         if isinstance(first, Optimized):
             settings = replace(settings, guard=0)  # it would not know what state to bring back
         self.batch = EpisodeBatch(
-            part.jobs[0].task, lanes, settings, looks=first.looks, rolls_back=first.rolls_back, ledgers=part.ledgers,
+            part.jobs[0].task, lanes, settings, needs=first.needs, rolls_back=first.rolls_back, ledgers=part.ledgers,
             author=Author(first.name, first.fingerprint),
             engine=OptimizerLanes if isinstance(first, Optimized) else Lanes,
         )  # fmt: skip

@@ -4,6 +4,8 @@ Four parts, each resumable: the runs that go side by side, the searches with a t
 replayed without feedback, and how long everything takes in a plain loop.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,18 +29,20 @@ from loopwright.agents.results import Key, ResultsFile, RunRecord
 from loopwright.agents.schedules import Scheduled
 from loopwright.agents.search import run_searches, search_names
 from loopwright.agents.timing import TimingsFile, spread_plans, time_methods
-from loopwright.envs.calibration import DECISIONS, search_space
+from loopwright.envs.calibration import DECISIONS, StaticConfiguration
+from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.plan import LoopPlan
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.task import Task, get_tasks
+from loopwright.inner_tasks.task import Task, get_tasks, shape_of
 
 FIRST_SEED = 1_000_000
 AGENT, RANDOM = "agent", "random policy"
 # What ``competitors`` may be, besides a list of names.
 BASIC = ("constant", "warm-up cosine", "plateau")
+NOT_JUDGED = ("compile", "device", "discount")  # settings that a run does not depend on
 RESULTS, TIMINGS = "runs.jsonl", "timings.jsonl"
 Progress = Callable[[str, int], None]
 
@@ -63,7 +67,7 @@ class Entrant:
 
 
 def agents(controllers: Sequence[Controller]) -> list[Entrant]:
-    """Bundles with the same knobs are independent trainings of one method, other controllers those with the same name.
+    """Bundles trained alike but for the seed are trainings of one method, other controllers those with one name.
 
     The first one's method is called "agent", whatever its name was. Raises ``LoopwrightError`` where there is none, or
     one twice.
@@ -72,19 +76,34 @@ def agents(controllers: Sequence[Controller]) -> list[Entrant]:
         raise LoopwrightError("give at least one bundle to evaluate")
     if len({controller.fingerprint for controller in controllers}) < len(controllers):
         raise LoopwrightError("a bundle was given twice: it would count as two trainings")
-    methods: dict[str, list[Any]] = {}
+    methods: dict[tuple[Any, ...], list[Any]] = {}
     for controller in controllers:
         methods.setdefault(_kind(controller), []).append(controller)
-    found = []
-    for number, (kind, members) in enumerate(methods.items()):
-        name = AGENT if number == 0 else f"{AGENT} ({kind})"
+    labels = Counter(_label(members[0]) for members in methods.values())
+    found: list[Entrant] = []
+    for number, members in enumerate(methods.values()):
+        label = _label(members[0])
+        if labels[label] > 1:
+            label += f", {number + 1}"
+        name = AGENT if number == 0 else f"{AGENT} ({label})"
         own = tuple(_always(replace(member, name=name)) for member in members)
         found.append(Entrant(name, "agent" if number == 0 else "ablation", own))
     return found
 
 
-def _kind(controller: Controller) -> str:
+def _label(controller: Controller) -> str:
     return controller.knobs.name if isinstance(controller, Bundle) else controller.name
+
+
+def _kind(controller: Controller) -> tuple[Any, ...]:
+    """What independent trainings of one method have in common."""
+    if not isinstance(controller, Bundle):
+        return (controller.name,)
+    made = {name: value for name, value in controller.training.items() if name != "seed"}
+    return (
+        controller.knobs.name, controller.knobs.action, controller.squashed, controller.start,
+        str(controller.network), json.dumps(made, sort_keys=True),
+    )  # fmt: skip
 
 
 def _always(controller: Controller) -> Callable[[Task], Controller]:
@@ -99,7 +118,7 @@ def oracle(task: Task) -> Controller:
             f"task {task.name}: the configuration that set its target was not kept; run: "
             f"loopwright calibrate --again --tasks {task.name}"
         )
-    return Static(search_space()[winner], DECISIONS, ORACLE)
+    return Static(StaticConfiguration.from_json(winner), DECISIONS, ORACLE)
 
 
 def competitor_names(competitors: str | Sequence[str]) -> list[str]:
@@ -174,7 +193,7 @@ def judge(
     header = {
         "suites": members,
         "seeds": run_seeds,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in ("compile", "device")},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in NOT_JUDGED},
     }
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
@@ -192,7 +211,7 @@ def judge(
     if competitors == "all":
         methods += [Method(name, TUNING) for name in search_names()] + [Method(OPEN_LOOP, "ablation")]
     judged = [c for c in controllers if _kind(c) == _kind(controllers[0])]
-    meta = [float(c.training.get("decisions", 0)) if isinstance(c, Bundle) else 0.0 for c in judged]
+    meta = [training_flops(controller, settings) for controller in judged]
     return Evaluation(
         agent=AGENT,
         rival=rival,
@@ -200,8 +219,19 @@ def judge(
         suites=members,
         records=tuple(_of(results.records, methods, len(judged))),
         timings=tuple(timings.timings),
-        meta_cost=sum(meta) / len(meta) * settings.ticks_per_decision * settings.microbatch,
+        meta_flops=sum(meta) / len(meta),
+        flops={task.name: measure_cost(task.model).flops for task in tasks},
     )
+
+
+def training_flops(controller: Controller, settings: EpisodeSettings) -> float:
+    """What training a bundle took, nearly: its decisions on the shapes of its suite by turns; 0 where unknown."""
+    if not isinstance(controller, Bundle) or not {"decisions", "suite"} <= controller.training.keys():
+        return 0.0
+    shapes = {shape_of(name) for name in get_suite(controller.training["suite"]).tasks()}
+    per_geq = sum(measure_cost(model).flops for model, *_ in shapes) / len(shapes)
+    geq = controller.training["decisions"] * settings.ticks_per_decision * settings.microbatch
+    return float(geq * per_geq)
 
 
 def _of(records: Sequence[RunRecord], methods: Sequence[Method], trainings: int) -> list[RunRecord]:

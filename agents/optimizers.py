@@ -119,7 +119,6 @@ class Optimized(Described):
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
     name: str = "optimizer"
-    looks: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:

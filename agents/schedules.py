@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from loopwright.agents.controller import Described, View, scaled
-from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.plan import ROW, LoopPlan
 from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks.extras import import_extra
@@ -94,7 +94,6 @@ class Scheduled(Described):
     horizon: float = 1.0
     settings: dict[str, float] = field(default_factory=dict)
     name: str = "schedule"
-    looks: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -128,8 +127,11 @@ class ReduceOnPlateau(Described):
     patience: int = 4
     threshold: float = 0.01
     name: str = "plateau"
-    looks: bool = True
-    _rules: dict[int, ReduceLROnPlateau] = field(default_factory=dict, repr=False)
+    _rules: dict[int, ReduceLROnPlateau] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.CONTROL_LOSS
 
     def decide(self, view: View) -> torch.Tensor:
         log_loss = view.observation[:, OBSERVATION_NAMES.index("control_progress")].tolist()

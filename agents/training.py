@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,8 @@ def train(
     described.write_text(json.dumps(asdict(config), indent=1))
 
     plan = starting_plan(config.start)
-    settings = settings or EpisodeSettings(compile=config.compile)
+    discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
+    settings = replace(settings or EpisodeSettings(compile=config.compile), discount=discount)
     if settings.compile and show_progress:
         tqdm.write("compiling the inner loop (half a minute, less the next time)")
     envs = SB3VecEnv(
@@ -219,7 +220,8 @@ def train(
         # The tasks of the part already done are not drawn again: the stream goes on from a seed of its own.
         envs.seed(config.seed + model.num_timesteps)
     else:
-        options = {"gamma": GAMMA, "device": "cpu", **default_options(config), **config.options}
+        own = {"device": "cpu"} if config.algorithm == "ARS" else {"device": "cpu", "gamma": GAMMA}
+        options = {**own, **default_options(config), **config.options}
         if isinstance(options.get("learning_rate"), list):
             first, last = options["learning_rate"]
             options["learning_rate"] = LinearSchedule(first, last, 1.0)
@@ -236,6 +238,9 @@ def train(
     callback.init_callback(model)
     callback.checkpoint()
     knobs = KnobSet(config.knobs, config.action_kind)
-    bundle = Bundle.from_model(model, knobs, plan, {"seed": config.seed, "suite": config.suite})
+    made = {name: value for name, value in asdict(settings).items() if name not in ("compile", "device")}
+    trained = {"seed": config.seed, "suite": config.suite, "plan_spread": config.plan_spread,
+               "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
+    bundle = Bundle.from_model(model, knobs, plan, trained)
     save_bundle(bundle, folder / "policy.safetensors")
     return bundle

@@ -7,7 +7,9 @@ median cost of reaching it. The target split is the harness's: no controller tak
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +40,16 @@ class StaticConfiguration:
     plan: LoopPlan
     warm_up: float
     horizon: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.plan.as_json(), "warm_up": self.warm_up, "horizon": self.horizon}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StaticConfiguration":
+        """The inverse of ``as_json``."""
+        plan = dict(values)
+        warm_up, horizon = plan.pop("warm_up"), plan.pop("horizon")
+        return cls(LoopPlan.from_json(plan), warm_up, horizon)
 
     def factor(self, decision: int, decisions: int) -> float:
         """What the learning rate is multiplied by during ``decision`` of ``decisions``."""
@@ -130,7 +142,7 @@ class Calibrator:
         if len(points) < 2:
             return None, "flat: the best static configuration makes no progress before its target"
         described = f"{winner.plan} warm_up={winner.warm_up} horizon={winner.horizon}"
-        return Calibration(target, cost, tuple(points), best_at, max(easier, target)), described
+        return Calibration(target, cost, tuple(points), winner.as_json(), max(easier, target)), described
 
     @staticmethod
     def _curve(losses: torch.Tensor, target: float, cost: float, per_decision: int) -> list[tuple[float, float]]:

@@ -6,8 +6,8 @@ A task has three splits. ``train`` gives gradients; ``control`` may be looked at
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -41,14 +41,14 @@ class Calibration:
 
     ``curve`` holds (geq, loss) pairs, geq rising and loss falling strictly: the median over re-runs of the running
     minimum of the target-split loss, ending at (``cost``, ``target``). It defines E(L) in the reward. ``winner`` is the
-    best configuration's position in the search space, and ``easier`` a second target, what the median configuration
-    ends with; None where they were not kept.
+    best configuration, as ``envs.calibration.StaticConfiguration`` writes itself, and ``easier`` a second target, what
+    the median configuration ends with; None where they were not kept.
     """
 
     target: float
     cost: float
     curve: tuple[tuple[float, float], ...]
-    winner: int | None = None
+    winner: Mapping[str, Any] | None = field(default=None, hash=False)
     easier: float | None = None
 
     def __post_init__(self) -> None:
@@ -285,6 +285,14 @@ def find_family(name: str) -> tuple[TaskFamily, int]:
     if not (seed.isascii() and seed.isdigit()):
         raise LoopwrightError(f"a task is named family:seed, for instance '{family}:0'; got {name!r}")
     return known[family], int(seed)
+
+
+def shape_of(task: str | Task) -> ShapeKey:
+    """The shape of a task, or of the one of that name, without drawing its data."""
+    if isinstance(task, Task):
+        return task.shape_key
+    family, seed = find_family(task)
+    return family.shape_key(seed)
 
 
 @lru_cache(maxsize=1024)

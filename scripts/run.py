@@ -20,8 +20,11 @@ def compile_where_possible() -> bool:
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
     """The exit status: what ``main`` returns, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
     name = Path(str(module.__file__)).stem
-    config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        # A command whose defaults depend on what is typed has a function that gives them.
+        given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
+        config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given)
         status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)

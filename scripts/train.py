@@ -7,6 +7,7 @@ Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Prog
 """
 
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,13 +33,18 @@ class Config(TrainingConfig):
         """Leave the checks to ``main``, which reports them as every command does."""
 
 
+def defaults(arguments: list[str]) -> Config:
+    """What holds where nothing is typed: the preset's settings, if one is named, and else the training's own."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="")
+    preset = parser.parse_known_args(arguments)[0].preset
+    if preset and preset not in PRESETS:
+        raise UnknownNameError("preset", preset, list(PRESETS))
+    return Config(preset=preset, **PRESETS.get(preset, {}))
+
+
 def main(config: Config) -> None:
-    if config.preset and config.preset not in PRESETS:
-        raise UnknownNameError("preset", config.preset, list(PRESETS))
-    preset = PRESETS.get(config.preset, {})
-    given = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
-    settings = {name: value for name, value in given.items() if value != getattr(TrainingConfig, name, None)}
-    settings = {**preset, **settings}
+    settings = {field.name: getattr(config, field.name) for field in fields(TrainingConfig)}
     settings["compile"] = config.compile and compile_where_possible()
     train(TrainingConfig(**settings), config.folder, resume=config.resume)
     print(f"saved {config.folder / 'policy.safetensors'}")
