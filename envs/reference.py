@@ -261,8 +261,8 @@ class ReferenceLoop:
         sums["gradient_dot"] += along_before
         sums["log_gradient_norm"] += _log(norm)
         sums["log_gradient_norm_square"] += _log(norm) ** 2
-        sums["gradient_cosine"] += along_before / max(norm * before_norm, 1e-15)
-        sums["momentum_cosine"] += along_momentum / max(norm * momentum_norm, 1e-15)
+        sums["gradient_cosine"] += along_before / max(norm, 1e-15) / max(before_norm, 1e-15)
+        sums["momentum_cosine"] += along_momentum / max(norm, 1e-15) / max(momentum_norm, 1e-15)
         sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
         sums["clipped"] += shrink < 1
 

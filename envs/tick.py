@@ -24,7 +24,7 @@ from loopwright.inner_tasks.losses import LossName, metric, sample_losses
 from loopwright.inner_tasks.models import ModelSpec
 
 ADAM_EPS = 1e-8
-TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero
+TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
 JOINT, BOTTOM_UP = CHOICES["sweep"].index("joint"), CHOICES["sweep"].index("bottom-up")
 SHUFFLED = CHOICES["order"].index("shuffled")
 
@@ -191,10 +191,12 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         inverse, adam, active, rate1, unbias2 = torch.split(first, [1, 1, *[layout.blocks] * 3], dim=1)
         active, rate1, unbias2 = layout.spread(active), layout.spread(rate1), layout.spread(unbias2)
 
-        fresh = fresh * active
-        accumulated = gradient_sum * active + fresh
+        # Chosen, not multiplied: what a frozen block holds may have overflowed, and infinity times 0 is not 0.
+        fresh, gathered, own_momentum, before = (
+            torch.where(active > 0, own, 0.0) for own in (fresh, gradient_sum, momentum, previous_gradient)
+        )
+        accumulated = gathered + fresh
         gradient = accumulated * inverse
-        own_momentum, before = momentum * active, previous_gradient * active
         last_direction = own_momentum / torch.where(adam > 0, second_moment.sqrt() + ADAM_EPS, 1.0)
         fresh_square = (fresh * fresh).sum(1)
         square = (gradient * gradient).sum(1)
@@ -209,7 +211,8 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         bias1 = 1 - products1.gather(0, (high - 1)[None])[0]
         slope = torch.where((plan["optimizer"] > 0) & (bias1 > 0), slope / bias1.clamp(min=TINY), slope)
 
-        shrink = torch.clamp(plan["clip"] * torch.rsqrt(square + TINY), max=1.0)
+        inverse_norm = torch.rsqrt(square + TINY)
+        shrink = torch.where(plan["clip"] == torch.inf, 1.0, torch.clamp(plan["clip"] * inverse_norm, max=1.0))
         half_life = plan["average"]
         coefficients = torch.stack(
             [
@@ -256,8 +259,8 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
                     on * along_before,
                     on * log_norm,
                     on * log_norm * log_norm,
-                    on * along_before * torch.rsqrt(square * before_square + TINY),
-                    on * along_momentum * torch.rsqrt(square * momentum_square + TINY),
+                    on * along_before * inverse_norm * torch.rsqrt(before_square + TINY),
+                    on * along_momentum * inverse_norm * torch.rsqrt(momentum_square + TINY),
                     on * (0.5 * torch.log(momentum_square + TINY) - log_norm),
                     on * turn,
                     on * slope,

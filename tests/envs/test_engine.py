@@ -51,12 +51,12 @@ def flat(loop: ReferenceLoop, of: str) -> torch.Tensor:
 class Pair:
     """The same runs in Lanes and in ReferenceLoop."""
 
-    def __init__(self, task: Task, runs: int) -> None:
+    def __init__(self, task: Task, runs: int, dtype: torch.dtype = EXACT) -> None:
         self.task = task
-        self.lanes = Lanes(task, runs, dtype=EXACT)
+        self.lanes = Lanes(task, runs, dtype=dtype)
         seeds = [11 + 7 * i for i in range(runs)]
         self.lanes.load(range(runs), [task] * runs, seeds)
-        self.loops = [ReferenceLoop(task, seed, dtype=EXACT) for seed in seeds]
+        self.loops = [ReferenceLoop(task, seed, dtype=dtype) for seed in seeds]
 
     def run(self, plans: list[LoopPlan], ticks: int) -> None:
         fast = self.lanes.run(stack_plans(plans, EXACT), ticks)
@@ -85,6 +85,62 @@ def test_lanes_equal_the_reference_over_100_updates(optimizer: str, knob: str, s
     pair = Pair(small_task, len(plans))
     for _ in range(4):
         pair.run(plans, 25 * max(plan.batch for plan in plans))
+
+
+def scaled_task(scale: float) -> Task:
+    """Regression whose gradients are ``scale`` times those of the plain one."""
+    plain = families()["diabetes"].plain()
+    splits = {
+        name: Split(getattr(plain, name).inputs, scale * getattr(plain, name).labels) for name in SPLITS
+    }  # fmt: skip
+    return replace(plain, initial_scale=1e-3 * min(scale, 1.0), **splits)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 1e4, 1e10])
+def test_lanes_equal_the_reference_in_float32_whatever_the_gradients_size(optimizer: str, scale: float) -> None:
+    """All of the telemetry, cosines included. Steps that hardly move the weights keep rounding errors apart."""
+    small = min(scale, 1.0)
+    rate = 1e-4 * small if optimizer == "adamw" else 1e-2 * small / scale
+    plan = LoopPlan(optimizer=optimizer, learning_rate=rate, batch=2)
+    pair = Pair(scaled_task(scale), 2, torch.float32)
+    plans = [plan, replace(plan, clip=0.5 * scale)]
+    for _ in range(3):
+        fast = pair.lanes.run(stack_plans(plans), 10)
+        plain = torch.stack([loop.run(plan, 10) for loop, plan in zip(pair.loops, plans, strict=True)], dim=1)
+        squares = SUMS.index("loss_square")  # the largest are beyond float32 here, in both
+        assert torch.isfinite(fast[:squares]).all()
+        assert torch.isfinite(fast[squares + 1 :]).all()
+        # Cancellation leaves the cosine of successive gradients an absolute error.
+        torch.testing.assert_close(fast, plain, rtol=2e-3, atol=2e-3)
+    cosine = SUMS.index("gradient_cosine")
+    assert fast[cosine].abs().min() > 0.1
+
+
+def updated_by(task: Task, plan: LoopPlan, gradient: torch.Tensor) -> Lanes:
+    """One lane after an update by the gradient ``[parameters]``."""
+    lanes = Lanes(task, 1)
+    lanes.load([0], [task], [0])
+    _, state = lanes._arguments(lanes.state.tensors())
+    lanes._update(stack_plans([plan]), torch.ones(1, lanes.microbatch), gradient[None], *state)
+    return lanes
+
+
+def test_what_overflows_in_a_frozen_prefix_is_not_seen(small_task: Task) -> None:
+    layout = Lanes(small_task, 1).layout
+    gradient = torch.where(layout.block_of == 0, math.inf, 0.01)
+    lanes = updated_by(small_task, LoopPlan(batch=1, depth=0.5), gradient)
+    assert torch.isfinite(lanes.state.sums).all()
+    assert torch.isfinite(lanes.state.weights).all()
+    assert not torch.isfinite(updated_by(small_task, LoopPlan(batch=1), gradient).state.sums).all()
+
+
+def test_without_clipping_an_infinite_norm_clips_nothing(small_task: Task) -> None:
+    gradient = torch.full((Lanes(small_task, 1).layout.parameters,), 1e20)  # finite, but not its norm in float32
+    state = updated_by(small_task, LoopPlan(optimizer="sgd", learning_rate=1e-20, batch=1), gradient).state
+    assert state.sums[SUMS.index("clipped")] == 0
+    assert torch.isfinite(state.weights).all()
+    assert state.momentum[0, 0].item() == pytest.approx(1e19)
 
 
 def test_every_knob_is_held_to_the_reference() -> None:
@@ -273,6 +329,10 @@ def test_a_switch_of_optimizer_keeps_the_length_of_the_step(small_task: Task) ->
     lanes.run(plans, 40)
     step = SUMS.index("log_step_ratio")
     before = lanes.run(plans, 1)[step].item()
+    loop = ReferenceLoop(small_task, 0)
+    assert loop.step_ratio().item() == 1
+    loop.run(unstack_plans(plans)[0], 41)
+    torch.testing.assert_close(loop.step_ratio(), lanes.step_ratio(), rtol=1e-2, atol=0)
     switched = KnobSet("optimizer").apply([[0]], plans, lanes.step_ratio)
     assert switched[ROW["optimizer"]].item() == 0
     assert switched[ROW["learning_rate"]].item() > 2e-3
@@ -407,7 +467,8 @@ def test_plans_survive_stacking() -> None:
     ("field", "value"),
     [("optimizer", "lion"), ("learning_rate", -1), ("learning_rate", math.nan), ("momentum", 1.0), ("clip", 0.0),
      ("batch", 0), ("batch", 1.5), ("average", -1.0), ("weight_decay", math.inf), ("depth", 0.0), ("depth", 1.5),
-     ("keep", 0.0), ("order", "random"), ("echo", 0), ("sweep", "sideways"), ("rollback", "yes")],
+     ("keep", 0.0), ("order", "random"), ("echo", 0), ("sweep", "sideways"), ("rollback", "yes"),
+     ("momentum", 0.99999999), ("second_momentum", 0.99999999)],
 )  # fmt: skip
 def test_a_bad_plan_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(LoopwrightError, match=field):

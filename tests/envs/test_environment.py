@@ -147,6 +147,36 @@ def test_truncation_by_step_count() -> None:
     assert truncated[:, 0].tolist() == [False, False, True, False, False, False, True, False]
 
 
+def test_lanes_that_have_all_ended_do_not_train_on() -> None:
+    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:1"])
+    ((_, batch, _),) = envs._groups
+    roll(envs, 3)
+    ticks = batch.lanes.state.counters[1].tolist()
+    assert ticks == [48, 48]
+    assert not batch.live.any()
+    trained: list[int] = []
+    run = batch.lanes.run
+    batch.lanes.run = lambda plans, count: trained.append(count) or run(plans, count)  # type: ignore[method-assign, func-returns-value]
+    observation, reward, *_ = envs.step(envs.action_space.sample())
+    assert not trained
+    assert reward.tolist() == [0, 0]
+    assert (observation[:, OBSERVATION_NAMES.index("decisions")] == 0).all()
+    envs.step(envs.action_space.sample())
+    assert trained == [16]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_actions_of_every_whole_type_are_the_same_actions(dtype: type) -> None:
+    seen = []
+    for kind in (np.int64, dtype):
+        envs = TrainingLoopVectorEnv(3, tasks=["breast-cancer:1"], knobs="core")
+        envs.reset(seed=0)
+        actions = np.array([[4, 2, 0, 1, 0, 1, 2], [0, 0, 1, 4, 2, 1, 0], [2, 1, 2, 2, 1, 0, 1]])
+        envs.step(actions.astype(kind))
+        seen.append(envs._groups[0][1].plans.clone())
+    assert torch.equal(*seen)
+
+
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
 def test_worker_processes(context: str) -> None:
     envs = AsyncVectorEnv([make_quick] * 2, context=context)

@@ -133,6 +133,23 @@ def test_rollback_returns_to_the_best_state_and_refunds_nothing(small_task: Task
         plain.decide(stack_plans([LoopPlan(rollback=True)]))
 
 
+def test_an_alarm_after_a_rollback_does_not_undo_it(small_task: Task) -> None:
+    batch = EpisodeBatch(small_task, 1, EpisodeSettings(), rolls_back=True)
+    batch.begin([0], [small_task], [0], [LoopPlan()])
+    for _ in range(3):
+        batch.decide(stack_plans([LoopPlan(learning_rate=3e-3)]))
+    best = batch.lanes.state.weights.clone()
+    for _ in range(3 * SNAPSHOT_EVERY):  # long enough for the guard to take another state for the good one
+        batch.decide(stack_plans([LoopPlan(learning_rate=0.3, optimizer="sgd", momentum=0.0, order="easy-first")]))
+    assert not torch.equal(batch.lanes.state.weights, best)
+    kept = batch._best_states
+    assert kept is not None
+    stored = kept._stored.weights.clone()
+    decision = batch.decide(stack_plans([LoopPlan(optimizer="sgd", learning_rate=1e30, batch=1, rollback=True)]))
+    assert decision.verdict[0] == NOT_FINITE
+    assert torch.equal(batch.lanes.state.weights, stored)
+
+
 def test_of_1000_wild_runs_none_ends_non_finite_and_every_intervention_is_on_record(tmp_path: Path) -> None:
     guarded_runs = wild_runs(guard=5, ledgers=tmp_path)
     assert guarded_runs["runs"] == 1000

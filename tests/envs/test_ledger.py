@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loopwright.agents.competitors import COMPETITORS
 from loopwright.agents.controller import Constant
 from loopwright.agents.evaluation import run_controller
 from loopwright.envs.episodes import EpisodeSettings
@@ -103,6 +104,49 @@ def test_a_plan_that_is_not_what_the_action_makes_is_found(tmp_path: Path) -> No
     assert not any(result.differences[:2])
     assert "plan" in [difference.name for difference in result.differences[2]]
     assert any(difference.name.startswith("telemetry") for difference in result.differences[2])
+
+
+def test_a_run_that_ends_elsewhere_than_its_record_differs(tmp_path: Path, small_task: Task) -> None:
+    settings = EpisodeSettings(budget_factor=0.3)
+    run_controller(Constant(LoopPlan(learning_rate=3e-3)), [small_task], [1], settings, ledgers=tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    content = read_ledger(path)
+    header = {k: v for k, v in content.header.items() if k != "format"}
+    last = content.entries[-1]
+    assert last["outcome"] == "miss"
+    longer = Ledger.create(tmp_path / "longer.jsonl", header)
+    for number, entry in enumerate([*content.entries, last, last]):
+        longer.append({**entry, "decision": number})
+    result = replay(longer.path)
+    assert [bool(found) for found in result.differences] == [False] * len(content.entries) + [True, True]
+    assert [(d.name, d.replayed) for d in result.differences[-1]] == [("decision", None)]
+    shorter = Ledger.create(tmp_path / "shorter.jsonl", header)
+    for entry in content.entries[:-2]:
+        shorter.append(entry)
+    shorter.append({**content.entries[-2], "outcome": "miss"})
+    found = replay(shorter.path).differences
+    assert [d.name for d in found[-1]] == ["outcome"]
+
+
+def test_a_ledger_of_a_library_optimizer_is_refused_by_name(tmp_path: Path, small_task: Task) -> None:
+    controller = next(COMPETITORS["Muon"].candidates(1))
+    run_controller(controller, [small_task], [1], EpisodeSettings(budget_factor=0.1), ledgers=tmp_path)
+    (path,) = tmp_path.glob("*.jsonl")
+    assert read_ledger(path).header["engine"] == "OptimizerLanes"
+    with pytest.raises(LedgerError, match="OptimizerLanes, where the optimizer of 'Muon' made the updates"):
+        replay(path)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_truncated_episode_has_a_line_for_each_of_its_decisions(mode: str, tmp_path: Path) -> None:
+    envs = TrainingLoopVectorEnv(
+        2, tasks=["breast-cancer:1"], ledgers=tmp_path, max_episode_steps=3, autoreset_mode=mode
+    )
+    envs.reset(seed=0)
+    for _ in range(7 if mode == "NextStep" else 6):
+        envs.step(envs.action_space.sample())
+    lines = sorted(len(read_ledger(path).entries) for path in tmp_path.glob("*.jsonl"))
+    assert lines == [3] * 4 if mode == "NextStep" else [0, 0, 3, 3, 3, 3]
 
 
 def test_any_changed_byte_is_found_and_its_line_named(tmp_path: Path) -> None:

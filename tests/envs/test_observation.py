@@ -175,6 +175,37 @@ def test_names_match_the_columns_and_a_missing_target_is_flagged() -> None:
     assert {f.name for f in FEATURES} | {f"plan_{knob}" for knob in KNOBS} == set(OBSERVATION_NAMES)
 
 
+def test_gradient_features_wait_for_the_first_update() -> None:
+    """A first decision without an update says nothing about the gradient, and nothing of it is averaged."""
+    nothing = changed(make_sums(1.0, 1.0, updates=0), log_gradient_norm_square=0.0)
+    names = ("gradient_since_start", "gradient_level", "gradient_zscore", "step_ratio")
+    assert [one_feature(name, [nothing]) for name in names] == [0.0] * 4
+    assert one_feature("clip_margin", [nothing]) == LIMIT
+    later = [make_sums(1.0, 1e-4), make_sums(1.0, 2e-4)]
+    for name in names:
+        assert one_feature(name, [nothing, *later]) == one_feature(name, later)
+        assert one_feature(name, [nothing, later[0], nothing, later[1]]) == one_feature(name, later)
+    assert one_feature("gradient_since_start", [nothing, *later]) == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_losses_of_zero_have_no_noise() -> None:
+    solved = changed(make_sums(1.0, 1e-6), loss=0.0, loss_square=0.0)
+    assert one_feature("loss_noise", [solved]) == 0
+
+
+def test_a_controller_that_needs_the_control_loss_sees_nothing_else(small_task: Task) -> None:
+    whole, part, nothing = (EpisodeBatch(small_task, 1, EpisodeSettings(), needs=needs) for needs in
+                            (Needs.OBSERVATION, Needs.CONTROL_LOSS, Needs.NOTHING))  # fmt: skip
+    shown = OBSERVATION_NAMES.index("control_progress")
+    for batch in (whole, part, nothing):
+        batch.begin([0], [small_task], [0], [LoopPlan()])
+        batch.decide(batch.plans)
+    assert part.observation[0, shown] == whole.observation[0, shown] != 0
+    assert part.observation.count_nonzero() == 1
+    assert nothing.observation.count_nonzero() == 0
+    assert part.cost == whole.cost > nothing.cost
+
+
 def test_what_the_guard_undid_is_forgotten() -> None:
     observer = Observer(1)
     observer.begin([0], torch.tensor([2.0]), [0.5])
