@@ -12,6 +12,8 @@ from markupsafe import Markup
 from loopwright.agents.comparison import Evaluation, Table
 from loopwright.agents.figures import as_svg, draw_profiles, draw_ratios, draw_runs, told_tasks, typical_tasks
 
+REPORT = ("summary.json", "tables.md", "evaluation.png", "report.html")
+
 
 def as_rich(table: Table) -> rich.table.Table:
     """For the terminal."""
@@ -35,7 +37,7 @@ def as_markdown(table: Table) -> str:
 def write_report(evaluation: Evaluation, folder: Path, provenance: dict[str, Any]) -> list[Path]:
     """Write ``summary.json``, ``tables.md``, ``evaluation.png`` and the self-contained ``report.html``."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("summary.json", "tables.md", "evaluation.png", "report.html")]
+    paths = [folder / name for name in REPORT]
     paths[0].write_text(json.dumps({"provenance": provenance, **evaluation.as_dict()}, indent=1) + "\n")
     paths[1].write_text("\n".join(as_markdown(table) for table in evaluation.tables()))
     drawn = list(dict.fromkeys(task for suite in evaluation.suites for task in typical_tasks(evaluation, suite)))

@@ -25,7 +25,7 @@ class LibraryUpdate:
     schedules: tuple[LRScheduler, ...] = ()
 
     def step(self, loss: float) -> None:
-        """Update the parameters by their ``grad``; ``loss`` is what some optimizers (Ali-G) want to know besides."""
+        """Update the parameters by their ``grad``; some (Ali-G) want the ``loss``, the mean over the batch, besides."""
         for optimizer in self.optimizers:
             optimizer.step(lambda: loss)
         for schedule in self.schedules:
@@ -53,6 +53,7 @@ class OptimizerLanes(Lanes):
     def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
         self._parameters: list[list[torch.Tensor]] = [[] for _ in range(self.lanes)]
         self._updates: list[LibraryUpdate | None] = [None] * self.lanes
+        self._loss_sum = torch.zeros(self.lanes, dtype=self.dtype)  # over the microbatches gathered so far
         return self._step
 
     def equip(self, lane: int, make: MakeUpdate, updates: int, *, flat: bool = False) -> None:
@@ -69,6 +70,7 @@ class OptimizerLanes(Lanes):
         for parameter, gradient in zip(self._parameters[lane], gradients, strict=True):
             parameter.grad = gradient
         self._updates[lane] = make(self._parameters[lane], updates)
+        self._loss_sum[lane] = 0.0
 
     def release(self, lanes: Sequence[int]) -> None:
         """Take the optimizers away: nobody waits for what these lanes do."""
@@ -87,6 +89,7 @@ class OptimizerLanes(Lanes):
     def _step(self, plans: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor, *_: torch.Tensor) -> None:
         state, count, loss = self.state, self.state.scalars[0], losses.mean(1)
         state.gradient_sum += gradient
+        self._loss_sum += loss
         count += 1
         for name, term in (("ticks", 1.0), ("cost", float(self.microbatch)), ("loss", loss), ("loss_square", loss**2)):
             state.sums[SUMS.index(name)] += term
@@ -95,8 +98,10 @@ class OptimizerLanes(Lanes):
         for lane in due.nonzero().flatten().tolist():
             update = self._updates[lane]
             if update is not None:
-                self._step_one(lane, update, plans[:, lane].tolist(), float(loss[lane]), float(count[lane]))
+                mean = float(self._loss_sum[lane] / count[lane])
+                self._step_one(lane, update, plans[:, lane].tolist(), mean, float(count[lane]))
         state.gradient_sum[due] = 0.0
+        self._loss_sum[due] = 0.0
         count[due] = 0.0
 
     def _step_one(self, lane: int, update: LibraryUpdate, plan: list[float], loss: float, count: float) -> None:

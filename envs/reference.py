@@ -39,7 +39,7 @@ class ReferenceLoop:
 
     # All that changes while it trains, besides the weights; a snapshot holds these.
     STATE = ("momentum", "second_moment", "gradient_sum", "average", "previous", "last_loss", "microbatch_read",
-             "ticks", "cursor", "uses", "updates", "count", "beta1_product", "beta2_product")  # fmt: skip
+             "ticks", "cursor", "uses", "updates", "count", "loss_sum", "beta1_product", "beta2_product")  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class ReferenceLoop:
         self.key = make_key(torch.tensor([seed]))
         self.cursor, self.uses = -1, 2**40  # the first tick reads a new microbatch, whatever ``echo`` is
         self.ticks = self.updates = self.count = 0
+        self.loss_sum = 0.0  # over the microbatches gathered so far
         self.beta1_product = [1.0] * len(self.model)
         self.beta2_product = [1.0] * len(self.model)
 
@@ -109,6 +110,7 @@ class ReferenceLoop:
                 self.gradient_sum[i] += own
             self.ticks += 1
             self.count += 1
+            self.loss_sum += loss
             sums["ticks"] += 1
             sums["cost"] += self._tick_cost(plan)
             sums["loss"] += loss
@@ -119,7 +121,7 @@ class ReferenceLoop:
                 if self.library is None:
                     self._update(plan, active, sums)
                 else:
-                    self._update_by(self.library, plan, loss)
+                    self._update_by(self.library, plan)
         if self.library is not None and plan.average == 0:
             self._keep_judged(self.library)
         return torch.tensor([sums[name] for name in SUMS])
@@ -221,12 +223,12 @@ class ReferenceLoop:
         self._average_and_forget(plan)
 
     @torch.no_grad()
-    def _update_by(self, library: LibraryUpdate, plan: LoopPlan, loss: float) -> None:
+    def _update_by(self, library: LibraryUpdate, plan: LoopPlan) -> None:
         for p, gathered in zip(self.parameters, self.gradient_sum, strict=True):
             p.grad = gathered / self.count
         if plan.clip < math.inf:
             nn.utils.clip_grad_norm_(self.parameters, plan.clip)
-        library.step(loss)
+        library.step(self.loss_sum / self.count)
         if plan.average > 0:
             self._average_and_forget(plan)
         else:  # what is judged is asked of the optimizer, once before it is looked at
@@ -248,7 +250,7 @@ class ReferenceLoop:
     def _forget_gradient(self) -> None:
         for gathered in self.gradient_sum:
             gathered.zero_()
-        self.updates, self.count = self.updates + 1, 0
+        self.updates, self.count, self.loss_sum = self.updates + 1, 0, 0.0
 
     def _measure_gradient(
         self, active: list[int], gradient: Tensors, norm: float, shrink: float, sums: dict[str, float]

@@ -57,7 +57,20 @@ def make_task(
     """
     splits = _given(name, data) if isinstance(data, Mapping) else _divided(name, _tensors(name, data), fractions, seed)
     spec = model if isinstance(model, ModelSpec) else OwnModel(_factory(model), *_description(splits["train"][0]))
-    outputs = output_shape(spec)
+    try:
+        outputs = output_shape(spec)
+    except Exception as error:  # whatever the user's own forward may raise
+        given = splits["train"][0]
+        hint = "" if given.is_floating_point() else "; whole numbers are taken for tokens: are they meant as .float()?"
+        raise LoopwrightError(
+            f"task {name}: the model cannot take inputs [N, {str(list(given.shape[1:]))[1:]} of {given.dtype}: "
+            f"{error}{hint}"
+        ) from error
+    if splits["train"][0].dtype != spec.input_dtype and not splits["train"][0].is_floating_point():
+        raise LoopwrightError(
+            f"task {name}: inputs are {splits['train'][0].dtype}, the model takes {spec.input_dtype}; give numbers as "
+            f"floating point, or a model of tokens"
+        )
     made = {key: Split(*_typed(inputs, labels, loss, outputs)) for key, (inputs, labels) in splits.items()}
     task = Task(name, spec, made["train"], made["control"], made["target"], loss)
     if not allow_repeats:

@@ -1,5 +1,6 @@
 """Tasks of one's own: from tensors, arrays, a Dataset and an nn.Module."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from loopwright.envs.cost import measure_cost
 from loopwright.envs.lanes import Lanes
 from loopwright.envs.ledger import task_fingerprint
 from loopwright.envs.plan import LoopPlan, stack_plans
-from loopwright.inner_tasks import MLP, Task, make_task
+from loopwright.envs.reference import ReferenceLoop
+from loopwright.inner_tasks import MLP, Task, get_task, make_task
 from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.inner_tasks.models import output_shape
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(300, 6, generator=GENERATOR)
@@ -172,3 +176,29 @@ LEAKING = {"train": (X[:200], Y[:200]), "control": (X[200:230], Y[200:230]), "ta
 def test_what_would_spoil_the_result_is_refused(model: Any, data: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LoopwrightError, match=message):
         make_task("mine", model, data, **options)
+
+
+@pytest.mark.parametrize("model", [lambda: network(), lambda: MLP(6, (8,), 2)])
+def test_whole_numbers_for_a_model_of_numbers_are_refused(model: Callable[[], Any]) -> None:
+    with pytest.raises(LoopwrightError, match=r"task mine: .*(meant as \.float|give numbers as floating point)"):
+        make_task("mine", model(), (torch.randint(9, (300, 6), generator=GENERATOR), Y), allow_repeats=True)
+
+
+def test_a_model_that_cannot_take_the_inputs_is_refused() -> None:
+    with pytest.raises(LoopwrightError, match=r"cannot take inputs \[N, 6\] of torch.float32"):
+        make_task("mine", nn.Sequential(nn.Linear(7, 2)), (X, Y))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_torchs_own_random_numbers_are_left_alone(cached: bool) -> None:
+    """Drawing tasks, building models, training: a user's loop beside it draws what it would without."""
+    if not cached:
+        for cache in (get_task, output_shape, measure_cost):
+            cache.cache_clear()
+    model, before = network(), torch.get_rng_state()
+    task = make_task("mine", model, (X, Y))
+    lanes = Lanes(get_task("digits-conv:0"), 1)
+    lanes.load([0], [get_task("digits-conv:0")], [3])
+    lanes.run(stack_plans([LoopPlan()]), 2)
+    ReferenceLoop(task, 1).run(LoopPlan(), 2)
+    assert torch.equal(torch.get_rng_state(), before)
