@@ -126,7 +126,8 @@ class Bundle:
         elif hasattr(getattr(policy, "actor", None), "mu"):
             layers, squashed = list(policy.actor.mu), True
         elif hasattr(policy, "action_net"):
-            layers, squashed = list(policy.action_net), False
+            layers = list(policy.action_net)
+            squashed = isinstance(layers[-1], nn.Tanh)
         else:
             raise LoopwrightError(f"cannot make a bundle of a {type(policy).__name__}: it has no plain actor network")
         if squashed and isinstance(layers[-1], nn.Tanh):

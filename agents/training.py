@@ -142,8 +142,9 @@ class TrainingCallback(BaseCallback):
         self._next_checkpoint = self.num_timesteps + self.config.checkpoint_every
 
     def _on_step(self) -> bool:
-        self._returns += self.locals["rewards"]
-        for i in np.flatnonzero(self.locals["dones"]):
+        # ARS evaluates whole policies, and shows its callbacks no step.
+        self._returns += self.locals.get("rewards", 0.0)
+        for i in np.flatnonzero(self.locals.get("dones", ())):
             info = self.locals["infos"][i]
             self._recent.append((self._returns[i], info["outcome"] == "hit", info["cost"] / info["budget"]))
             self._returns[i] = 0.0

@@ -22,10 +22,11 @@ from loopwright.agents.competitors import (
 )
 from loopwright.agents.controller import Constant, Controller, OpenLoop, RandomPolicy, Static, View
 from loopwright.agents.evaluation import Job, run_controller, run_jobs
+from loopwright.agents.judge import oracle
 from loopwright.agents.results import RunRecord
 from loopwright.agents.schedules import FINAL, ReduceOnPlateau, Scheduled
 from loopwright.agents.statistics import geometric_share
-from loopwright.envs.calibration import DECISIONS, search_space
+from loopwright.envs.calibration import DECISIONS, StaticConfiguration, search_space
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES
@@ -70,6 +71,16 @@ def test_plateau_waits_then_reduces_and_forgets_at_a_new_episode() -> None:
     assert rate(rule, view(0, decisions=0)) == 1
 
 
+def test_a_used_rule_is_its_twin_and_a_random_policy_is_told_by_its_start() -> None:
+    used, twin = (ReduceOnPlateau(LoopPlan(), patience=2) for _ in range(2))
+    rate(used, view(0, decisions=0))
+    assert used == twin
+    assert used.fingerprint == twin.fingerprint
+    one, other = (RandomPolicy(LoopPlan(learning_rate=r), KnobSet("core")) for r in (1e-3, 1e-2))
+    assert one.fingerprint != other.fingerprint
+    assert one.fingerprint != replace(one, knobs=KnobSet("core", "box")).fingerprint
+
+
 def test_every_competitor_survives_its_description_and_fits_the_protocol() -> None:
     for name, competitor in COMPETITORS.items():
         for controller in competitor.candidates(4):
@@ -94,6 +105,16 @@ def test_the_best_single_competitor_is_the_cheapest_where_all_were_tuned() -> No
     assert best_single(["AdamW"]) == "AdamW"
     assert best_single(["AdamW", "averaged AdamW"]) == "averaged AdamW"
     assert best_single(["agent"]) == DEFAULT
+
+
+def test_the_oracle_does_not_depend_on_the_order_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_task("digits-conv:100000")
+    before = oracle(task)
+    monkeypatch.setattr("loopwright.envs.calibration.search_space", list)
+    assert oracle(task) == before
+    for configuration in search_space():
+        values = json.loads(json.dumps(configuration.as_json()))
+        assert StaticConfiguration.from_json(values) == configuration
 
 
 def test_a_static_configuration_follows_its_cosine() -> None:

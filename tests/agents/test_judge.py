@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,19 @@ from loopwright.agents import judge as judge_module
 from loopwright.agents.bundle import Bundle
 from loopwright.agents.comparison import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.competitors import COMPETITORS, best_single, starting_plan, tuned_competitors
-from loopwright.agents.controller import Constant
+from loopwright.agents.controller import Constant, OpenLoop
 from loopwright.agents.evaluation import Job, run_jobs
 from loopwright.agents.judge import AGENT, RANDOM, RESULTS, agents, judge, parts
 from loopwright.agents.report import write_report
 from loopwright.agents.results import RunRecord, read_results
 from loopwright.agents.search import TRIALS, Search, run_searches, search_names
 from loopwright.agents.statistics import GEQ, SECONDS
-from loopwright.agents.timing import in_seconds
+from loopwright.agents.timing import ROUNDS, in_seconds, time_methods
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KnobSet
-from loopwright.envs.observation import OBSERVATION_NAMES
+from loopwright.envs.observation import OBSERVATION_NAMES, Observer
 from loopwright.envs.plan import LoopPlan
+from loopwright.envs.reference import ReferenceLoop
 from loopwright.inner_tasks import Task, get_task
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.suites import _SUITES, Suite
@@ -219,6 +221,14 @@ def test_agents_are_told_apart() -> None:
     assert [(e.name, e.group, len(e.trainings)) for e in entrants] == [
         ("agent", "agent", 2), ("agent (core)", "ablation", 1)
     ]  # fmt: skip
+    made = {"algorithm": "PPO", "suite": "train", "seed": 0, "options": {}}
+    one = replace(bundle(0), training=made)
+    for change in ({"algorithm": "A2C"}, {"suite": "demo"}, {"options": {"gamma": 0.9}}, {"plan_spread": 0.5}):
+        other = replace(bundle(1), training={**made, "seed": 1, **change})
+        assert [(e.name, len(e.trainings)) for e in agents([one, other])] == [("agent", 1), ("agent (all, 2)", 1)]
+    elsewhere = replace(bundle(1), training={**made, "seed": 1}, start=LoopPlan())
+    assert len(agents([one, elsewhere])) == 2
+    assert len(agents([one, replace(bundle(1), training={**made, "seed": 1})])) == 1
     with pytest.raises(LoopwrightError, match="given twice"):
         agents([bundle(0), bundle(0)])
     with pytest.raises(LoopwrightError, match="at least one bundle"):
@@ -247,6 +257,44 @@ def test_costs_in_seconds_are_costs_times_what_a_geq_takes(everything: tuple[Eva
     timed = {r.key: r for r in in_seconds(evaluation.records, evaluation.timings)}
     for record in evaluation.records:
         assert timed[record.key].cost == record.cost * rate[record.method, record.task]
+
+
+def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which loops keep gradient statistics, who looks, who takes snapshots: counted, not measured."""
+    kept: dict[str, list[bool]] = {}
+    calls: Counter[tuple[str, str]] = Counter()
+    now = ""
+    for kind, name in ((ReferenceLoop, "run"), (ReferenceLoop, "snapshot"), (ReferenceLoop, "restore"),
+                       (ReferenceLoop, "evaluate"), (ReferenceLoop, "step_ratio"), (Observer, "observe")):  # fmt: skip
+        real = getattr(kind, name)
+
+        def counted(self: object, *a: object, real: Any = real, name: str = name, **k: object) -> object:
+            calls[now, name] += 1
+            if name == "run":
+                kept.setdefault(now, []).append(self.telemetry)  # type: ignore[attr-defined]
+            return real(self, *a, **k)
+
+        monkeypatch.setattr(kind, name, counted)
+    rolling = OpenLoop((LoopPlan(), LoopPlan(rollback=True)), "rolling")
+    methods = [*tuned_competitors(["constant", "plateau", "Muon"]), replace(bundle(0), name="agent"), rolling]
+    plans = [LoopPlan(), LoopPlan(rollback=True), LoopPlan()]
+    for method in methods:
+        now = method.name
+        (timing,) = time_methods([(method, plans if method.rolls_back else [LoopPlan()] * 3)], small_task, SHORT, 1)
+        assert len(timing.rounds) == ROUNDS
+        assert all(rate > 0 for rate in timing.rounds)
+    assert not any(flag for name, flags in kept.items() if name != "agent" for flag in flags)
+    assert {True, False} == set(kept["agent"])  # with and without, to know what looking costs
+    decisions = 1 + 3 * ROUNDS
+    for name, does in {
+        "constant": {"snapshot": decisions + 1},
+        "plateau": {"snapshot": decisions + 1, "evaluate": decisions},
+        "Muon": {"snapshot": 1},  # the guard leaves another library's optimizer alone
+        "agent": {"snapshot": decisions + 1, "evaluate": decisions, "observe": decisions, "restore": ROUNDS},
+        "rolling": {"snapshot": decisions + 1, "restore": ROUNDS},
+    }.items():
+        for call in ("snapshot", "evaluate", "observe", "restore"):
+            assert calls[name, call] == does.get(call, 0), (name, call)
 
 
 def test_workers_come_to_the_same_results(tiny_suite: None, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Optimizers and schedules of other libraries: the same update in lanes and in a plain loop, and the libraries' own."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from loopwright.agents.optimizers import OPTIMIZERS, Optimized
 from loopwright.agents.schedules import RESOLUTION, SCHEDULES, Scheduled
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.lanes import Lanes
-from loopwright.envs.optimizer_lanes import OptimizerLanes
+from loopwright.envs.optimizer_lanes import LibraryUpdate, OptimizerLanes
 from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.reference import ReferenceLoop
+from loopwright.envs.telemetry import SUMS
 from loopwright.inner_tasks import Task
 from loopwright.inner_tasks.errors import LoopwrightError
 
@@ -69,6 +71,34 @@ def test_soap_takes_the_same_first_steps(small_task: Task) -> None:
     plain.run(plan, 2)
     lanes.run(stack_plans([plan]), 2)
     torch.testing.assert_close(torch.cat([p.flatten() for p in plain.average]), lanes.state.average[0])
+
+
+class Told(torch.optim.SGD):
+    """Keeps the losses that it is told."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
+        super().__init__(parameters, lr=0.0)
+        self.losses: list[float] = []
+
+    def step(self, closure: Callable[[], float]) -> None:  # type: ignore[override]
+        self.losses.append(closure())
+
+
+def test_an_optimizer_is_told_the_mean_loss_of_its_batch(small_task: Task) -> None:
+    told: list[Told] = []
+
+    def make(parameters: Sequence[torch.Tensor], updates: int) -> LibraryUpdate:
+        told.append(Told(parameters))
+        return LibraryUpdate((told[-1],))
+
+    plain = ReferenceLoop(small_task, 5, dtype=torch.float64, make_update=make)
+    lanes = OptimizerLanes(small_task, 1, dtype=torch.float64)
+    lanes.load([0], [small_task], [5])
+    lanes.equip(0, make, 1)
+    for loop, run in ((told[0], plain.run), (told[1], lambda plan, ticks: lanes.run(stack_plans([plan]), ticks)[:, 0])):
+        one_by_one = [run(LoopPlan(batch=2), 1)[SUMS.index("loss")].item() for _ in range(6)]
+        assert loop.losses == pytest.approx([sum(pair) / 2 for pair in zip(*[iter(one_by_one)] * 2, strict=True)])
+        assert len(set(loop.losses)) == 3
 
 
 def test_a_loop_without_telemetry_trains_the_same(small_task: Task) -> None:

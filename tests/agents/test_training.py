@@ -10,10 +10,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from loopwright.agents.bundle import Bundle, load_bundle, save_bundle
 from loopwright.agents.evaluation import run_controller
-from loopwright.agents.training import TrainingConfig, train
+from loopwright.agents.training import ALGORITHMS, CONTRIB_ALGORITHMS, TrainingConfig, train
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
@@ -60,6 +64,82 @@ def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path
         expected, _ = model.load(tmp_path / "checkpoint.zip").predict(observations.numpy(), deterministic=True)
         np.testing.assert_allclose(loaded.act(observations).numpy(), expected, atol=1e-5)
     assert any((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def small_model(algorithm: type = PPO, normalised: bool = False, **policy: object) -> tuple[BaseAlgorithm, KnobSet]:
+    """A model that was never trained, whose weights are large enough to choose different actions."""
+    action = "discrete" if algorithm in (PPO, A2C) else "box"
+    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], knobs="core", action=action, autoreset_mode="SameStep")
+    envs = VecNormalize(SB3VecEnv(vector)) if normalised else SB3VecEnv(vector)
+    model = algorithm("MlpPolicy", envs, seed=0, device="cpu", policy_kwargs={"net_arch": [16], **policy})
+    with torch.no_grad():
+        for weights in model.policy.parameters():
+            weights.mul_(5)
+    return model, vector.knobs
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU])
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+def test_every_activation_comes_through(algorithm: type, activation: type[nn.Module], tmp_path: Path) -> None:
+    model, knobs = small_model(algorithm, activation_fn=activation)
+    save_bundle(Bundle.from_model(model, knobs, LoopPlan()), tmp_path / "policy.safetensors")
+    seen = np.random.default_rng(1).normal(size=(100, len(OBSERVATION_NAMES))).astype(np.float32)
+    expected, _ = model.predict(seen, deterministic=True)
+    acted = load_bundle(tmp_path / "policy.safetensors").act(torch.from_numpy(seen)).numpy()
+    np.testing.assert_allclose(acted, expected, atol=1e-5)
+    assert len(np.unique(acted, axis=0)) > 10
+
+
+class Halved(FlattenExtractor):
+    """An extractor that would be lost without a trace: the network behind it has the same shape."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return super().forward(observations) / 2
+
+
+def test_what_a_bundle_would_lose_is_refused() -> None:
+    for match, options in {
+        "Softsign.*accepted are linear layers": {"activation_fn": nn.Softsign},
+        "a Halved: it takes the observation itself": {"features_extractor_class": Halved},
+        "VecNormalize: its statistics would be lost": {"normalised": True},
+    }.items():
+        model, knobs = small_model(**options)  # type: ignore[arg-type]
+        with pytest.raises(LoopwrightError, match=match):
+            Bundle.from_model(model, knobs, LoopPlan())
+    model, knobs = small_model()
+    model.policy.mlp_extractor.policy_net[1] = nn.LeakyReLU(0.5)  # of the right kind, with another slope
+    with pytest.raises(LoopwrightError, match=r"LeakyReLU\(negative_slope=0.5\)"):
+        Bundle.from_model(model, knobs, LoopPlan())
+
+
+def test_a_bundle_is_proved_on_random_observations(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, knobs = small_model()
+    predict = model.predict
+    monkeypatch.setattr(model, "predict", lambda seen, **options: predict(seen[:, ::-1].copy(), **options))
+    with pytest.raises(LoopwrightError, match="on random observations it acts otherwise"):
+        Bundle.from_model(model, knobs, LoopPlan())
+
+
+def test_every_advertised_algorithm_trains(tmp_path: Path) -> None:
+    options: dict[str, dict[str, object]] = {
+        "PPO": SMALL_PPO, "A2C": {"n_steps": 8}, "TRPO": {"n_steps": 16, "batch_size": 32},
+        "ARS": {"n_delta": 2, "n_eval_episodes": 1},
+    }  # fmt: skip
+    for algorithm in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
+        own = options.get(algorithm, {"learning_starts": 8})
+        config = TrainingConfig(algorithm=algorithm, steps=64, options=own, **TINY)
+        bundle = train(config, tmp_path / algorithm, show_progress=False, settings=QUICK)
+        assert bundle.training["algorithm"] == algorithm
+        assert load_bundle(tmp_path / algorithm / "policy.safetensors").fingerprint == bundle.fingerprint
+
+
+def test_a_bundle_says_how_it_was_trained(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=64, options={**SMALL_PPO, "gamma": 0.9}, plan_spread=0.5, **TINY)
+    train(config, tmp_path, show_progress=False, settings=QUICK)
+    made = load_bundle(tmp_path / "policy.safetensors").training
+    assert (made["suite"], made["seed"], made["plan_spread"]) == ("demo-new", 0, 0.5)
+    assert made["options"]["gamma"] == made["settings"]["discount"] == 0.9
+    assert {"microbatch", "ticks_per_decision", "guard"} <= made["settings"].keys()
 
 
 def test_a_discrete_policy_moves_a_knob_by_its_mean_step() -> None:

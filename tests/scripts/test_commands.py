@@ -12,7 +12,11 @@ import pytest
 
 from loopwright.agents.bundle import load_bundle
 from loopwright.agents.results import read_results
+from loopwright.agents.training import TrainingConfig
 from loopwright.envs.ledger import read_ledger
+from loopwright.scripts import train
+from loopwright.scripts.demo import clear
+from loopwright.scripts.run import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +86,44 @@ def test_what_a_command_cannot_do_it_says_in_a_line(tmp_path: Path) -> None:
         assert failed.returncode == 2
         assert message in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def test_a_demo_removes_nothing_that_no_demo_wrote(tmp_path: Path) -> None:
+    thesis = tmp_path / "precious" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    (thesis.parent / "policy.safetensors").write_text("of an earlier demo")
+    for arguments, message in (
+        (("--steps", "0", "--folder", "precious"), "steps must be 1 or more, got 0"),
+        (("--seeds", "0", "--folder", "precious"), "seeds must be 1 or more, got 0"),
+        (("--folder", "precious"), "precious holds what no demo wrote: thesis.tex"),
+        (("--folder", "precious/thesis.tex"), "precious/thesis.tex is a file"),
+    ):
+        refused = loopwright("demo", *arguments, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert sorted(path.name for path in thesis.parent.iterdir()) == ["policy.safetensors", "thesis.tex"]
+    thesis.unlink()
+    clear(thesis.parent)
+    assert not list(thesis.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings"),
+    [
+        ((), {"knobs": "core", "suite": "train", "steps": 500_000}),
+        (("--preset", "all"), {"knobs": "all", "suite": "train", "steps": 600_000}),
+        (("--preset", "all", "--knobs", "core"), {"knobs": "core", "steps": 600_000}),
+        (("--knobs", "core", "--steps", "500000", "--preset=all"), {"knobs": "core", "steps": 500_000}),
+    ],
+)
+def test_what_is_typed_wins_over_a_preset(
+    typed: tuple[str, ...], settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[TrainingConfig] = []
+    monkeypatch.setattr(train, "train", lambda config, folder, resume: trained.append(config))
+    assert run(train, list(typed)) == 0
+    assert {name: getattr(trained[0], name) for name in settings} == settings
 
 
 def check_replays(ledger: Path, cwd: Path) -> None:
