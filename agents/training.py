@@ -1,5 +1,6 @@
 """Trains a Stable-Baselines3 algorithm on a suite: progress, TensorBoard, checkpoints, resuming, and a bundle."""
 
+import copy
 import json
 from collections import deque
 from collections.abc import Callable
@@ -222,7 +223,8 @@ def train(
         envs.seed(config.seed + model.num_timesteps)
     else:
         own = {"device": "cpu"} if config.algorithm == "ARS" else {"device": "cpu", "gamma": GAMMA}
-        options = {**own, **default_options(config), **config.options}
+        # A copy: some algorithms write into the settings of their policy.
+        options = {**own, **default_options(config), **copy.deepcopy(config.options)}
         if isinstance(options.get("learning_rate"), list):
             first, last = options["learning_rate"]
             options["learning_rate"] = LinearSchedule(first, last, 1.0)
