@@ -2,7 +2,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+
+.PHONY: demo test check check-oldest format clean
 
 demo: $(STAMP)  ## train an agent and see it tune tasks it never saw (runs/demo/)
 	$(VENV)/bin/loopwright demo
@@ -16,6 +19,9 @@ check: $(STAMP)  ## what CI runs: format, lint, types, tests
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest
 
+check-oldest: $(OLDEST_STAMP)  ## the tests with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest
+
 format: $(STAMP)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
@@ -26,5 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[dev,all]'
 	touch $(STAMP)
 
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	python3 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev,all]'
+	touch $(OLDEST_STAMP)
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(OLDEST) runs build dist

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from loopwright.agents.bundle import Bundle, load_bundle
 from loopwright.agents.comparison import Evaluation
-from loopwright.agents.judge import Progress, count_tasks, judge, parts
+from loopwright.agents.judge import count_tasks, judge, parts
 from loopwright.agents.report import print_tables, write_report
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.scripts.run import compile_where_possible, run
@@ -69,8 +69,14 @@ def evaluate(
                 parts(len(bundles), count_tasks(suites), seeds, competitors).items()
             )
         }
-        progress: Progress = lambda part, done: bars[part].update(done)  # noqa: E731
+
+        def progress(part: str, done: int) -> None:
+            bars[part].set_postfix_str("", refresh=False)
+            bars[part].update(done)
+
         settings = EpisodeSettings(compile=compile_where_possible())
+        if settings.compile:  # half a minute passes before the first run ends
+            bars["runs"].set_postfix_str("compiling the loop of the first tasks; each kind of task has its own")
         return judge(
             bundles, suites, folder, seeds=seeds, competitors=competitors, lanes=lanes, settings=settings,
             ledgers=ledgers, workers=workers, progress=progress,

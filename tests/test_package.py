@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
                  "loopwright/inner_tasks/checksums.json", "loopwright/agents/tuned.json",
                  "loopwright/agents/report.html.jinja"}  # fmt: skip
     assert inside == expected
+
+
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    allowed = {name.replace(">=", "==") for group in groups for name in group if not name.startswith("loopwright")}
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    assert {line for line in lines if not line.startswith("#")} == allowed
 
 
 USE_OF_THE_NEW_KNOB = """
