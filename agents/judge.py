@@ -34,6 +34,7 @@ from loopwright.envs.cost import measure_cost
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.plan import LoopPlan
+from loopwright.envs.threads import compute_threads
 from loopwright.inner_tasks.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.inner_tasks.task import Task, get_tasks, shape_of
@@ -167,7 +168,7 @@ def judge(
         lanes: inner runs side by side.
         settings: of the episodes.
         ledgers: keep an audit log of every run of the agents, in ``folder``/ledgers.
-        workers: processes to divide the shapes of tasks among, each with one thread.
+        workers: processes to divide the shapes of tasks among, each with one thread; one is this process.
         progress: called with the name of a part and how many of its runs are done beyond the last call.
 
     Raises:
@@ -199,10 +200,11 @@ def judge(
     results = ResultsFile(folder / RESULTS, header, fingerprints)
     contest = _Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
     try:
-        contest.run_side_by_side(contestants if ledgers else ())
-        if competitors == "all":
-            contest.run_searches()
-            contest.run_replays()
+        with compute_threads(1):
+            contest.run_side_by_side(contestants if ledgers else ())
+            if competitors == "all":
+                contest.run_searches()
+                contest.run_replays()
     finally:
         results.close()
     timings = TimingsFile(folder / TIMINGS)

@@ -11,8 +11,7 @@ How far the rounds lie apart goes into the intervals.
 import json
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -32,6 +31,7 @@ from loopwright.envs.plan import LoopPlan, stack_plans
 from loopwright.envs.randomness import control_indices, make_key
 from loopwright.envs.reference import ReferenceLoop
 from loopwright.envs.telemetry import SUMS, summarise
+from loopwright.envs.threads import compute_threads
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Split, Task
 
@@ -86,7 +86,7 @@ def _twin(methods: Sequence[tuple[Controller, Sequence[LoopPlan]]], number: int)
 def _measure(
     methods: Sequence[tuple[Controller, Sequence[LoopPlan]]], task: Task, settings: EpisodeSettings, seed: int
 ) -> list[Timing]:
-    with _one_thread():
+    with compute_threads(1):
         loops = [_TimedLoop(controller, task, settings, seed) for controller, _ in methods]
         for loop, (_, plans) in zip(loops, methods, strict=True):
             loop.decide(plans[0])  # the first of everything is slower
@@ -164,16 +164,6 @@ class _TimedLoop:
         self.decisions += 1
         taken = torch.tensor([float(self.decisions)])
         self.controller.decide(View(observation, plans, left, taken, torch.ones(1), self.loop.step_ratio))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class TimingsFile:

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from loopwright.envs.episodes import EpisodeBatch, EpisodeSettings
 from loopwright.envs.knobs import KnobSet
@@ -19,6 +18,7 @@ from loopwright.envs.lanes import Lanes, compiler_available
 from loopwright.envs.ledger import Author, LedgerContent, read_ledger, task_fingerprint, versions
 from loopwright.envs.observation import Needs
 from loopwright.envs.plan import LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.threads import compute_threads
 from loopwright.inner_tasks.errors import LedgerError
 from loopwright.inner_tasks.task import Task, get_task
 
@@ -86,15 +86,10 @@ def replay(path: Path, task: Task | None = None) -> Replay:
         for name, written in header["versions"].items()
         if versions()[name] != written
     ]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(header["threads"])
-    try:
-        with TemporaryDirectory() as folder:
-            forged = _execute(content, task, settings, Path(folder))
-            (again,) = Path(folder).iterdir()
-            replayed = read_ledger(again).entries
-    finally:
-        torch.set_num_threads(threads)
+    with compute_threads(header["threads"]), TemporaryDirectory() as folder:
+        forged = _execute(content, task, settings, Path(folder))
+        (again,) = Path(folder).iterdir()
+        replayed = read_ledger(again).entries
     differences = [wrong + _compare(old, new) for old, new, wrong in zip_longest(content.entries, replayed, forged)]
     return Replay(content, differences, notes)
 

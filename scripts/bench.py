@@ -35,6 +35,7 @@ from loopwright.envs.plan import OPTIMIZERS, LoopPlan, stack_plans
 from loopwright.envs.randomness import candidate_indices, make_key
 from loopwright.envs.reference import ReferenceLoop
 from loopwright.envs.telemetry import SUMS
+from loopwright.envs.threads import compute_threads
 from loopwright.inner_tasks import MLP, Split
 from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.task import Task, get_task
@@ -171,8 +172,6 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
     Plans take turns, so that a change in the speed of the machine meets all of them. One thread: small products, those
     of an eighth of the microbatch, do not make good use of more.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     blocks = 5
     plans = {"full": LoopPlan()} | {f"depth {b} of {blocks}": LoopPlan(depth=b / blocks) for b in (4, 3, 2, 1)}
     plans |= {f"keep {share}": LoopPlan(keep=share) for share in (0.5, 0.25, 0.125)}
@@ -181,13 +180,13 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
     plans = {name: replace(plan, batch=32) for name, plan in plans.items()}
     predicted = {name: loops[name].run(plan, 1)[SUMS.index("cost")].item() for name, plan in plans.items()}
     times: dict[str, list[float]] = {name: [] for name in plans}
-    end = time.perf_counter() + seconds * len(plans)
-    while time.perf_counter() < end or len(times["full"]) < 3:
-        for name, plan in plans.items():
-            start = time.perf_counter()
-            loops[name].run(plan, 4)
-            times[name].append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
+    with compute_threads(1):
+        end = time.perf_counter() + seconds * len(plans)
+        while time.perf_counter() < end or len(times["full"]) < 3:
+            for name, plan in plans.items():
+                start = time.perf_counter()
+                loops[name].run(plan, 4)
+                times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(found) for name, found in times.items()}
     rows: list[dict[str, float | str]] = []
     for name in plans:

@@ -5,6 +5,7 @@
 Prints tables and writes policy.safetensors, report.html and evaluation.png to runs/demo/.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from loopwright.scripts.run import compile_where_possible, run
 class Config:
     folder: Path = Path("runs/demo")
     """Where everything goes; an earlier demo there is replaced, anything else is not."""
-    steps: int = 500_000
+    steps: int = 400_000
     """Decisions to train for."""
     seeds: int = 10
     """Paired seeds per evaluated task."""
@@ -59,7 +60,12 @@ def main(config: Config) -> None:
     clear(config.folder)
     bundle = train(training, config.folder)
     evaluation = evaluate(
-        [bundle], ("demo-held-out", "demo-new"), config.folder, seeds=config.seeds, competitors="basic"
+        [bundle],
+        ("demo-held-out", "demo-new"),
+        config.folder,
+        seeds=config.seeds,
+        competitors="basic",
+        workers=min(2, os.cpu_count() or 1),
     )
     show(evaluation, config.folder, provenance([bundle]), as_json=False)
 

@@ -17,12 +17,13 @@ from torch import nn
 
 from loopwright.agents.bundle import Bundle, load_bundle, save_bundle
 from loopwright.agents.evaluation import run_controller
-from loopwright.agents.training import ALGORITHMS, CONTRIB_ALGORITHMS, TrainingConfig, train
+from loopwright.agents.training import ALGORITHMS, CONTRIB_ALGORITHMS, TrainingCallback, TrainingConfig, train
 from loopwright.envs.episodes import EpisodeSettings
 from loopwright.envs.knobs import KnobSet
 from loopwright.envs.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.plan import LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
+from loopwright.envs.threads import compute_threads
 from loopwright.envs.training_loop import TrainingLoopVectorEnv
 from loopwright.inner_tasks import Task
 from loopwright.inner_tasks.errors import BundleError, LoopwrightError, UnknownNameError
@@ -131,6 +132,27 @@ def test_every_advertised_algorithm_trains(tmp_path: Path) -> None:
         bundle = train(config, tmp_path / algorithm, show_progress=False, settings=QUICK)
         assert bundle.training["algorithm"] == algorithm
         assert load_bundle(tmp_path / algorithm / "policy.safetensors").fingerprint == bundle.fingerprint
+
+
+def test_a_training_computes_in_as_many_threads_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, unless told otherwise: two wait for each other, and for whatever else the machine does."""
+    seen: set[int] = set()
+    step = TrainingCallback._on_step
+
+    def spy(self: TrainingCallback) -> bool:
+        seen.add(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(TrainingCallback, "_on_step", spy)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        config = TrainingConfig(steps=64, options=SMALL_PPO, **TINY, **({} if threads == 1 else {"threads": 2}))
+        with compute_threads(3 - threads):
+            train(config, tmp_path / str(threads), show_progress=False, settings=QUICK)
+            assert torch.get_num_threads() == 3 - threads
+        assert seen == {threads}
+        seen.clear()
+    assert torch.get_num_threads() == before
 
 
 def test_a_bundle_says_how_it_was_trained(tmp_path: Path) -> None:
