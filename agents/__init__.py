@@ -1,1 +1,1 @@
-"""Who controls: schedules and learned policies, how they are trained, saved and judged."""
+"""Who controls: controllers, how learned ones are trained, and how all are judged."""

@@ -5,15 +5,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from loopwright.envs.knobs import KNOBS
-from loopwright.envs.plan import CHOICES
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knobs import KNOBS
+from loopwright.envs.loop.plan import CHOICES
 from loopwright.inner_tasks.task import Task
 
+RENDER_MODES = ["rgb_array"]
 LOGARITHMIC = ("learning_rate", "clip", "batch", "keep", "echo")
+
+
+def check_render_mode(mode: str | None) -> str | None:
+    """The mode. Raises ``LoopwrightError`` for one there is not."""
+    if mode not in (None, *RENDER_MODES):
+        raise LoopwrightError(f"render_mode must be None or 'rgb_array', got {mode!r}")
+    return mode
 
 
 class Frame(NamedTuple):
@@ -24,7 +30,7 @@ class Frame(NamedTuple):
     plan: dict[str, Any]
 
 
-def changed_fields(plans: Sequence[dict[str, Any]]) -> list[str]:
+def find_changed_fields(plans: Sequence[dict[str, Any]]) -> list[str]:
     """The fields that knobs move and that differ among these plans; the learning rate in any case."""
     fields = [knob.field for knob in KNOBS.values()]
     return [f for f in fields if f == "learning_rate" or len({plan[f] for plan in plans}) > 1]
@@ -39,13 +45,15 @@ def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: s
     axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre", **style)
     if field in LOGARITHMIC:
         axes.set_yscale("log")
-        plain_logarithm(axes.yaxis)
+        label_plainly(axes.yaxis)
     axes.set_ylabel(field.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
     axes.tick_params(labelsize=7)
 
 
-def plain_logarithm(axis: Any) -> None:
+def label_plainly(axis: Any) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # slow to load, and only to draw
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -53,7 +61,10 @@ def plain_logarithm(axis: Any) -> None:
 
 def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[np.uint8]:
     """An image ``[600, 800, 3]`` of the run so far."""
-    fields = changed_fields([frame.plan for frame in frames])
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to load, and only to draw
+    from matplotlib.figure import Figure
+
+    fields = find_changed_fields([frame.plan for frame in frames])
     figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     rows = figure.subplots(1 + len(fields), 1, sharex=True, height_ratios=[4] + [1] * len(fields))

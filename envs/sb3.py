@@ -8,23 +8,31 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from loopwright.envs.training_loop import TrainingLoopVectorEnv
-from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.vector import TrainingLoopVectorEnv
+
+ENDED = ("task", "outcome", "cost", "budget", "loss", "metric")  # what an info says of an episode that has ended
 
 
 class SB3VecEnv(VecEnv):
-    """Wraps a ``TrainingLoopVectorEnv`` in SAME_STEP mode, the only one Stable-Baselines3 knows."""
+    """Wraps a ``TrainingLoopVectorEnv`` in SAME_STEP mode, the only one Stable-Baselines3 knows.
+
+    The info of an episode's last step has, besides its task, outcome, cost, budget, loss and metric, the entry
+    ``episode`` that Stable-Baselines3 logs: its return "r" and its length "l" in decisions.
+    """
 
     def __init__(self, envs: TrainingLoopVectorEnv) -> None:
         if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise LoopwrightError(f"Stable-Baselines3 needs autoreset_mode SAME_STEP, got {envs.autoreset_mode.name}")
         self.envs = envs  # before super().__init__, which asks for render_mode
         self._actions: npt.NDArray[Any] = np.empty(0)
+        self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> npt.NDArray[np.float32]:
         observations, _ = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
         self._reset_seeds()
+        self._returns[:], self._lengths[:] = 0.0, 0
         return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -36,10 +44,13 @@ class SB3VecEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.envs.step(self._actions)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(t)} for t in truncated]
         done = terminated | truncated
+        self._returns += rewards
+        self._lengths += 1
         for i in np.flatnonzero(done):
             infos[i]["terminal_observation"] = info["final_obs"][i]
-            final = info["final_info"]
-            infos[i] |= {key: final[key][i] for key in ("task", "outcome", "cost", "budget", "loss", "metric")}
+            infos[i] |= {key: info["final_info"][key][i] for key in ENDED}
+            infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
+        self._returns[done], self._lengths[done] = 0.0, 0
         return observations, rewards.astype(np.float32), done, infos  # fresh: SB3 adds to the rewards in place
 
     def close(self) -> None:

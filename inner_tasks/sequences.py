@@ -1,15 +1,12 @@
 """Generated sequences: signals for a convolution, symbols to remember, text of a grammar whose entropy is known."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from loopwright.inner_tasks.family import AnyArray, TaskFamily
 from loopwright.inner_tasks.models import ConvNet, RecurrentNet
-from loopwright.inner_tasks.synthetic import standardised
-from loopwright.inner_tasks.task import TaskFamily, register
+from loopwright.inner_tasks.registry import register_family
+from loopwright.inner_tasks.synthetic import standardise
 
-Array = npt.NDArray[Any]
 LENGTH = 64  # of a signal
 STEPS = 16  # of a sequence of symbols
 
@@ -23,7 +20,7 @@ class Signals(TaskFamily):
     models = (ConvNet(LENGTH, (8, 16), 10, dimensions=1),)
     sizes = (2048, 256, 256)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         samples, width = sum(self.sizes), 24
         knots = rng.normal(size=(10, 8))
         at = np.linspace(0, 7, width)
@@ -36,7 +33,7 @@ class Signals(TaskFamily):
         signal += rng.normal(size=(samples, 1)) * np.linspace(-0.5, 0.5, LENGTH) * rng.uniform(0, 1.5)
         where = shift[:, None] + np.arange(width)
         signal[np.arange(samples)[:, None], where] += rng.uniform(0.7, 1.3, size=(samples, 1)) * templates[labels]
-        return standardised(signal), labels
+        return standardise(signal), labels
 
 
 class Recall(TaskFamily):
@@ -49,7 +46,7 @@ class Recall(TaskFamily):
     models = (RecurrentNet(STEPS, 16, 32, 1, 8, cell="tanh", tokens=True),)
     sizes = (2048, 256, 256)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         samples, lag = sum(self.sizes), int(rng.integers(3, STEPS))
         tokens = rng.integers(8, 16, size=(samples, STEPS))
         labels = rng.integers(8, size=samples)
@@ -70,12 +67,12 @@ class Grammar(TaskFamily):
     def known(self) -> str:  # type: ignore[override]  # computed when it is asked for, which is rarely
         return f"loss {np.mean([self.entropy(seed) for seed in range(3)]):.2f}, the entropy, but for first symbols"
 
-    def _rules(self, rng: np.random.Generator) -> Array:
+    def _rules(self, rng: np.random.Generator) -> AnyArray:
         """Probabilities ``[symbols, symbols, symbols]`` of the next symbol given the last two."""
         symbols = int(rng.integers(4, 17))
         return rng.dirichlet(np.full(symbols, 10.0 ** rng.uniform(-1, -0.3)), size=(symbols, symbols))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         cumulative = self._rules(rng).cumsum(axis=-1)
         samples, symbols = sum(self.sizes), len(cumulative)
         burn_in = 20  # until the chain has forgotten how it began
@@ -87,7 +84,7 @@ class Grammar(TaskFamily):
 
     def entropy(self, seed: int) -> float:
         """Of the next symbol given the last two, in nats: no model's loss on draw ``plain(seed)`` is lower for long."""
-        rules = self._rules(self.generator(seed))
+        rules = self._rules(self.make_generator(seed))
         pairs = np.full(rules.shape[:2], 1 / rules[..., 0].size)
         for _ in range(300):
             pairs = np.einsum("ab,abc->bc", pairs, rules)
@@ -96,4 +93,4 @@ class Grammar(TaskFamily):
 
 
 for _family in (Signals(), Recall(), Grammar()):
-    register(_family)
+    register_family(_family)

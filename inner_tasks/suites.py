@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
-from loopwright.inner_tasks.targets import calibrated_names
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.inner_tasks.targets import list_calibrated
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Suite:
 
     def tasks(self) -> list[str]:
         """Names of the suite's tasks that have a stored target. Raises ``LoopwrightError`` if there are none."""
-        known = set(calibrated_names())
+        known = set(list_calibrated())
         names = [name for name in self.candidates() if name in known]
         if not names:
             raise LoopwrightError(f"suite {self.name!r} has no calibrated task; run: loopwright calibrate")
@@ -53,7 +53,6 @@ UNSEEN = (
     *("osuleaf", "acsf1"),
 )
 DEMONSTRATED = ("mixtures", "teachers", "manifolds")
-DEMONSTRATED = ("mixtures", "teachers", "manifolds")
 DEMONSTRATED_ON = ("digits-mlp", "digits-conv", "breast-cancer")
 _SUITES = {
     suite.name: suite
@@ -68,7 +67,7 @@ _SUITES = {
 }
 
 
-def suites() -> dict[str, Suite]:
+def list_suites() -> dict[str, Suite]:
     """Every suite by name."""
     return dict(_SUITES)
 

@@ -4,35 +4,32 @@ What every family varies in the same way (label noise, conditioning, repeated sa
 ``task.Variation``; here is what is particular to each.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from loopwright.inner_tasks.family import AnyArray, TaskFamily
 from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ModelSpec, Rosenbrock
-from loopwright.inner_tasks.task import TaskFamily, register
+from loopwright.inner_tasks.registry import register_family
 
-FEATURES = 64
+FEATURE_COUNT = 64
 VECTOR_MODELS = (
-    MLP(FEATURES, (32, 32), 10),
-    MLP(FEATURES, (64,), 10, "tanh"),
-    MLP(FEATURES, (24, 24, 24), 10, "gelu", norm=True),
+    MLP(FEATURE_COUNT, (32, 32), 10),
+    MLP(FEATURE_COUNT, (64,), 10, "tanh"),
+    MLP(FEATURE_COUNT, (24, 24, 24), 10, "gelu", norm=True),
 )
-Array = npt.NDArray[Any]
 
 
-def standardised(inputs: Array) -> Array:
+def standardise(inputs: AnyArray) -> AnyArray:
     """The whole array with mean 0 and standard deviation 1: the ratios of features are left as they are."""
     return np.asarray((inputs - inputs.mean()) / inputs.std())
 
 
-def stretched(rng: np.random.Generator, samples: int, condition: float) -> tuple[Array, Array]:
-    """Standard normal ``[samples, FEATURES]``, and the same stretched to a covariance of that condition and rotated."""
-    latent = rng.normal(size=(samples, FEATURES))
-    spectrum = condition ** -np.linspace(0, 0.5, FEATURES)
-    rotation = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))[0]
-    return latent, standardised(latent * spectrum @ rotation)
+def draw_stretched(rng: np.random.Generator, samples: int, condition: float) -> tuple[AnyArray, AnyArray]:
+    """Standard normal ``[samples, FEATURE_COUNT]``, and the same with a covariance of that condition, rotated."""
+    latent = rng.normal(size=(samples, FEATURE_COUNT))
+    spectrum = condition ** -np.linspace(0, 0.5, FEATURE_COUNT)
+    rotation = np.linalg.qr(rng.normal(size=(FEATURE_COUNT, FEATURE_COUNT)))[0]
+    return latent, standardise(latent * spectrum @ rotation)
 
 
 class _Generated(TaskFamily):
@@ -52,15 +49,15 @@ class Mixtures(_Generated):
     name = "mixtures"
     source = "generated: Gaussian mixtures"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         classes, components = int(rng.integers(2, 11)), int(rng.integers(1, 5))
         separation = 10.0 ** rng.uniform(-0.15, 0.5)
-        rank = int(rng.integers(4, FEATURES + 1))
-        means = rng.normal(size=(classes * components, rank)) @ rng.normal(size=(rank, FEATURES)) / rank
-        means *= separation * np.sqrt(FEATURES) / np.linalg.norm(means, axis=1, keepdims=True) / 2
+        rank = int(rng.integers(4, FEATURE_COUNT + 1))
+        means = rng.normal(size=(classes * components, rank)) @ rng.normal(size=(rank, FEATURE_COUNT)) / rank
+        means *= separation * np.sqrt(FEATURE_COUNT) / np.linalg.norm(means, axis=1, keepdims=True) / 2
         component = rng.integers(classes * components, size=self.samples)
-        inputs = means[component] + rng.normal(size=(len(component), FEATURES))
-        return standardised(inputs), component % classes
+        inputs = means[component] + rng.normal(size=(len(component), FEATURE_COUNT))
+        return standardise(inputs), component % classes
 
 
 class Teachers(_Generated):
@@ -69,16 +66,16 @@ class Teachers(_Generated):
     name = "teachers"
     source = "generated: random teacher networks"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         classes, width = int(rng.integers(2, 11)), int(rng.integers(4, 33))
-        spectrum = np.arange(1, FEATURES + 1) ** -rng.uniform(0.3, 1.5)
-        rotation = np.linalg.qr(rng.normal(size=(FEATURES, FEATURES)))[0]
-        latent = rng.normal(size=(self.samples, FEATURES)) * spectrum / np.linalg.norm(spectrum)
+        spectrum = np.arange(1, FEATURE_COUNT + 1) ** -rng.uniform(0.3, 1.5)
+        rotation = np.linalg.qr(rng.normal(size=(FEATURE_COUNT, FEATURE_COUNT)))[0]
+        latent = rng.normal(size=(self.samples, FEATURE_COUNT)) * spectrum / np.linalg.norm(spectrum)
         gain = 10.0 ** rng.uniform(-0.3, 0.5)
-        hidden = np.tanh(gain * latent @ rng.normal(size=(FEATURES, width)))
+        hidden = np.tanh(gain * latent @ rng.normal(size=(FEATURE_COUNT, width)))
         logits = hidden @ rng.normal(size=(width, classes))
         logits -= logits.mean(axis=0)  # otherwise one class can win nearly everywhere
-        return standardised(latent @ rotation), logits.argmax(axis=1)
+        return standardise(latent @ rotation), logits.argmax(axis=1)
 
 
 class Manifolds(_Generated):
@@ -87,15 +84,15 @@ class Manifolds(_Generated):
     name = "manifolds"
     source = "generated: low-rank manifolds"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         classes, rank = int(rng.integers(2, 11)), int(rng.integers(1, 9))
         labels = rng.integers(classes, size=self.samples)
-        basis = rng.normal(size=(classes, rank, FEATURES))
-        offset = rng.normal(size=(classes, FEATURES)) * rng.uniform(0, 0.6)
+        basis = rng.normal(size=(classes, rank, FEATURE_COUNT))
+        offset = rng.normal(size=(classes, FEATURE_COUNT)) * rng.uniform(0, 0.6)
         latent = rng.normal(size=(len(labels), rank)) / np.sqrt(rank)
         sheet = np.sin(rng.uniform(0.5, 2.5) * np.einsum("nr,nrf->nf", latent, basis[labels]) + offset[labels])
         inputs = sheet + rng.uniform(0.1, 1.0) * rng.normal(size=sheet.shape)
-        return standardised(inputs), labels
+        return standardise(inputs), labels
 
 
 class Spirals(_Generated):
@@ -106,12 +103,12 @@ class Spirals(_Generated):
     known = "1 without noise"
     models = (MLP(2, (32, 32), 2, "tanh"), MLP(2, (32, 32), 2))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         labels = rng.integers(2, size=self.samples)
         radius = np.sqrt(rng.random(self.samples))
         angle = 2 * np.pi * rng.uniform(0.5, 1.25) * radius + np.pi * labels
         inputs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-        return standardised(inputs + rng.uniform(0, 0.08) * rng.normal(size=inputs.shape)), labels
+        return standardise(inputs + rng.uniform(0, 0.08) * rng.normal(size=inputs.shape)), labels
 
 
 class Parity(_Generated):
@@ -123,7 +120,7 @@ class Parity(_Generated):
     models = (MLP(32, (64,), 16), MLP(32, (32, 32), 16))
     sizes = (2048, 256, 512)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         length, relevant = int(rng.integers(10, 33)), int(rng.integers(2, 4))
         bits = np.where(np.arange(32) < length, rng.choice([-1.0, 1.0], size=(self.samples, 32)), 0.0)
         return bits, (bits[:, rng.permutation(length)[:relevant]].prod(axis=1) > 0).astype(np.int64)
@@ -138,7 +135,7 @@ class Modular(_Generated):
     models = Parity.models
     sizes = Parity.sizes
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         modulus = int(rng.integers(3, 14))
         numbers = rng.integers(modulus, size=(self.samples, 2))
         inputs = np.concatenate([np.eye(16)[numbers[:, 0]], np.eye(16)[numbers[:, 1]]], axis=1)
@@ -150,11 +147,11 @@ class Logistic(_Generated):
 
     name = "logistic"
     source = "generated: ill-conditioned logistic regression"
-    models = (MLP(FEATURES, (), 10),)
+    models = (MLP(FEATURE_COUNT, (), 10),)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        latent, inputs = stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
-        logits = latent @ rng.normal(size=(FEATURES, int(rng.integers(2, 11)))) * rng.uniform(0.2, 1.0)
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
+        latent, inputs = draw_stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
+        logits = latent @ rng.normal(size=(FEATURE_COUNT, int(rng.integers(2, 11)))) * rng.uniform(0.2, 1.0)
         return inputs, (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)  # samples of the softmax
 
 
@@ -164,12 +161,12 @@ class Quadratic(_Generated):
     name = "quadratic"
     source = "generated: ill-conditioned least squares"
     known = "0.9 to 1, by the noise"
-    models = (MLP(FEATURES, (), 1),)
+    models = (MLP(FEATURE_COUNT, (), 1),)
     loss: LossName = "squared-error"
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        latent, inputs = stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
-        exact = latent @ rng.normal(size=(FEATURES, 1)) / np.sqrt(FEATURES)
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
+        latent, inputs = draw_stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
+        exact = latent @ rng.normal(size=(FEATURE_COUNT, 1)) / np.sqrt(FEATURE_COUNT)
         return inputs, exact + 10.0 ** rng.uniform(-2, -0.5) * rng.normal(size=exact.shape)
 
 
@@ -184,11 +181,11 @@ class Valleys(_Generated):
     spreads = False
     initial_scales = (-1.0, 0.3)  # the valley's walls rise with the fourth power
 
-    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         factor = 1 + rng.uniform(0, 0.05) * rng.normal(size=(self.samples, 1))
         return factor, 10.0 ** rng.uniform(-1, 0) * rng.normal(size=(self.samples, 14))
 
 
 for _family in (Mixtures(), Teachers(), Manifolds(), Spirals(), Parity(), Modular(), Logistic(), Quadratic(),
                 Valleys()):  # fmt: skip
-    register(_family)
+    register_family(_family)

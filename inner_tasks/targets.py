@@ -43,12 +43,12 @@ def _stored() -> StoredTargets:
     return read_targets()
 
 
-def calibration_of(task_name: str) -> Calibration | None:
+def find_calibration(task_name: str) -> Calibration | None:
     """The stored calibration of a task, or None where the task has none."""
     return _stored().targets.get(task_name)
 
 
-def calibrated_names() -> list[str]:
+def list_calibrated() -> list[str]:
     """Names of the tasks that have a stored target."""
     return list(_stored().targets)
 

@@ -14,12 +14,13 @@ from datetime import date
 import torch
 from tqdm import tqdm
 
-from loopwright.envs.calibration import CONFIGURATIONS, DECISIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
-from loopwright.envs.episodes import EpisodeSettings
-from loopwright.inner_tasks.errors import LoopwrightError
-from loopwright.inner_tasks.suites import get_suite, suites
+from loopwright.envs.episode.calibration import CONFIGURATIONS, DECISIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.inner_tasks.registry import find_family, get_task
+from loopwright.inner_tasks.suites import get_suite, list_suites
 from loopwright.inner_tasks.targets import read_targets, write_targets
-from loopwright.inner_tasks.task import Calibration, find_family, get_task
+from loopwright.inner_tasks.task import Calibration
 from loopwright.scripts.run import compile_where_possible, run
 
 WRITE_EVERY = 10  # tasks; what an interruption can lose
@@ -47,7 +48,7 @@ def same(one: Calibration | None, other: Calibration | None) -> bool:
 
 
 def main(config: Config) -> int:
-    chosen = suites().values() if config.suite == "all" else [get_suite(config.suite)]
+    chosen = list_suites().values() if config.suite == "all" else [get_suite(config.suite)]
     names = list(config.tasks) or list(dict.fromkeys(name for suite in chosen for name in suite.candidates()))
     settings = EpisodeSettings(compile=compile_where_possible())
     stored = read_targets()
@@ -70,7 +71,7 @@ def main(config: Config) -> int:
     shapes: dict[object, list[str]] = {}
     for name in todo:
         family, seed = find_family(name)
-        shapes.setdefault(family.shape_key(seed), []).append(name)
+        shapes.setdefault(family.draw_shape(seed), []).append(name)
     different = []
     with tqdm(total=len(todo), desc="calibrate", unit="task") as bar:
         for members in shapes.values():

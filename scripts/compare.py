@@ -15,23 +15,25 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from loopwright.agents.comparison import Table, interval
-from loopwright.agents.judge import AGENT, RESULTS, TIMINGS
-from loopwright.agents.report import print_tables
-from loopwright.agents.results import RunRecord, read_results
-from loopwright.agents.statistics import (
+from loopwright.agents.judging.entrants import AGENT
+from loopwright.agents.judging.judge import RESULTS, TIMINGS
+from loopwright.agents.judging.report import print_tables
+from loopwright.agents.judging.results import RunRecord, read_results
+from loopwright.agents.judging.statistics import (
     GEQ,
     SECONDS,
     FinalMetric,
     Ratio,
     TaskRow,
-    cost_ratio,
-    final_metric,
-    per_task,
-    stated,
+    compare_costs,
+    compare_final_metric,
+    compare_tasks,
+    state_verdict,
 )
-from loopwright.agents.timing import Timing, in_seconds, read_timings, timing_variance
-from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.agents.judging.tables import Table
+from loopwright.agents.judging.timing import Timing, convert_to_seconds, estimate_timing_variance, read_timings
+from loopwright.agents.judging.wording import say_interval
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts.run import run
 
 
@@ -62,14 +64,17 @@ def compare(first: str, second: str) -> Comparison:
     if not common:
         raise LoopwrightError(f"{first} and {second} have no task and seed in common")
     runs = [r for r in (*ours, *theirs) if r.key[2:] in common]
-    ratios = [cost_ratio(runs, "common", "first", "second")]
+    ratios = [compare_costs(runs, "common", "first", "second")]
     both = {t.task for t in our_timings} & {t.task for t in their_timings}
     if both >= {r.task for r in runs}:
-        timed = in_seconds(runs, [*our_timings, *their_timings])
-        extra = timing_variance([*our_timings, *their_timings], "first", "second", {r.task for r in runs})
-        ratios.append(cost_ratio(timed, "common", "first", "second", unit=SECONDS, extra=extra))
+        timed = convert_to_seconds(runs, [*our_timings, *their_timings])
+        extra = estimate_timing_variance([*our_timings, *their_timings], "first", "second", {r.task for r in runs})
+        ratios.append(compare_costs(timed, "common", "first", "second", unit=SECONDS, extra=extra))
     return Comparison(
-        tuple(ratios), tuple(per_task(runs, "first", "second")), final_metric(runs, "first", "second"), stated(ratios)
+        tuple(ratios),
+        tuple(compare_tasks(runs, "first", "second")),
+        compare_final_metric(runs, "first", "second"),
+        state_verdict(ratios),
     )
 
 
@@ -87,10 +92,10 @@ def _read(name: str, label: str) -> tuple[list[RunRecord], list[Timing]]:
 
 
 def tables(comparison: Comparison, first: str, second: str) -> list[Table]:
-    rows = [(r.unit, interval(r), f"{r.hit_rate:.0%}", f"{r.against_hit_rate:.0%}") for r in comparison.ratios]
+    rows = [(r.unit, say_interval(r), f"{r.hit_rate:.0%}", f"{r.against_hit_rate:.0%}") for r in comparison.ratios]
     note = f"{first}: {comparison.verdict}. Final metric {comparison.final_metric}"
     tasks = tuple(
-        (row.task, interval(row.ratio), f"{row.p:.3f}", f"{row.holm:.3f}", row.outcome)
+        (row.task, say_interval(row.ratio), f"{row.p:.3f}", f"{row.holm:.3f}", row.outcome)
         for row in sorted(comparison.tasks, key=lambda row: row.ratio.point)
     )
     return [

@@ -11,11 +11,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopwright.agents.judge import RESULTS, TIMINGS
-from loopwright.agents.report import REPORT
-from loopwright.agents.training import TrainingConfig, train
-from loopwright.inner_tasks.errors import LoopwrightError
-from loopwright.scripts.evaluate import evaluate, provenance, show
+from loopwright.agents.judging.judge import RESULTS, TIMINGS
+from loopwright.agents.judging.report import REPORT
+from loopwright.agents.training.config import TrainingConfig
+from loopwright.agents.training.trainer import train
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts.evaluate import evaluate, provenance, show_evaluation
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -67,7 +68,7 @@ def main(config: Config) -> None:
         competitors="basic",
         workers=min(2, os.cpu_count() or 1),
     )
-    show(evaluation, config.folder, provenance([bundle]), as_json=False)
+    show_evaluation(evaluation, config.folder, provenance([bundle]), as_json=False)
 
 
 if __name__ == "__main__":

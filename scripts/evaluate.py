@@ -19,11 +19,13 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from loopwright.agents.bundle import Bundle, load_bundle
-from loopwright.agents.comparison import Evaluation
-from loopwright.agents.judge import count_tasks, judge, parts
-from loopwright.agents.report import print_tables, write_report
-from loopwright.envs.episodes import EpisodeSettings
+from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.controllers.policy import Policy
+from loopwright.agents.judging.evaluation import Evaluation
+from loopwright.agents.judging.judge import count_runs, count_tasks, judge
+from loopwright.agents.judging.report import print_tables, write_report
+from loopwright.agents.judging.tables import make_tables
+from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -50,7 +52,7 @@ class Config:
 
 
 def evaluate(
-    bundles: Sequence[Bundle],
+    bundles: Sequence[Policy],
     suites: tuple[str, ...],
     folder: Path,
     *,
@@ -66,7 +68,7 @@ def evaluate(
         bars = {
             name: stack.enter_context(tqdm(total=total, desc=name, unit="run", disable=not show, position=position))
             for position, (name, total) in enumerate(
-                parts(len(bundles), count_tasks(suites), seeds, competitors).items()
+                count_runs(len(bundles), count_tasks(suites), seeds, competitors).items()
             )
         }
 
@@ -83,28 +85,28 @@ def evaluate(
         )  # fmt: skip
 
 
-def show(evaluation: Evaluation, folder: Path, provenance: dict[str, Any], as_json: bool) -> None:
+def show_evaluation(evaluation: Evaluation, folder: Path, provenance: dict[str, Any], as_json: bool) -> None:
     """Write the report, and print the tables or the JSON."""
     written = write_report(evaluation, folder, provenance)
     if as_json:
         print(json.dumps({"provenance": provenance, **evaluation.as_dict()}))
         return
-    print_tables(evaluation.tables(), Console(width=max(150, Console().width)))
+    print_tables(make_tables(evaluation), Console(width=max(150, Console().width)))
     print("\n".join([*(evaluation.headline(group) for group in evaluation.groups), *evaluation.notes]))
     print(f"wrote {', '.join(str(path) for path in written)}")
 
 
 def main(config: Config) -> None:
-    bundles = [load_bundle(path) for path in config.bundles]
+    bundles = [load_policy(path) for path in config.bundles]
     competitors = config.competitors[0] if len(config.competitors) == 1 else config.competitors
     evaluation = evaluate(
         bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, lanes=config.lanes,
         ledgers=config.ledgers, workers=config.workers, show=not config.json,
     )  # fmt: skip
-    show(evaluation, config.folder, provenance(bundles), config.json)
+    show_evaluation(evaluation, config.folder, provenance(bundles), config.json)
 
 
-def provenance(bundles: Sequence[Bundle]) -> dict[str, Any]:
+def provenance(bundles: Sequence[Policy]) -> dict[str, Any]:
     """Where the judged policies come from."""
     return {"bundles": [{"fingerprint": b.fingerprint, "knobs": b.knobs.name, **b.training} for b in bundles]}
 

@@ -17,13 +17,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from loopwright.agents.controller import OpenLoop
-from loopwright.agents.evaluation import run_controller
-from loopwright.envs.episodes import EpisodeSettings
-from loopwright.envs.ledger import LedgerContent, read_ledger
-from loopwright.envs.replay import Replay, ledger_plans, ledger_task, replay
-from loopwright.inner_tasks.errors import LedgerError, LoopwrightError
-from loopwright.inner_tasks.task import get_task
+from loopwright.agents.controllers.simple import OpenLoop
+from loopwright.agents.judging.runner import run_controller
+from loopwright.envs.episode.replay import Replay, find_task, read_plans, replay
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.errors import LedgerError, LoopwrightError
+from loopwright.envs.loop.ledger import LedgerContent, read_ledger
+from loopwright.inner_tasks.registry import get_task
 from loopwright.scripts.run import run
 
 
@@ -50,7 +50,7 @@ def main(config: Config) -> int:
     if content.torn:
         print(f"{config.ledger}: the last line is torn ({content.torn} bytes) and left out", file=sys.stderr)
     if config.show:
-        show(content, config.json)
+        show_ledger(content, config.json)
         return 0
     if config.open_loop:
         follow(content, config)
@@ -85,10 +85,10 @@ def follow(content: LedgerContent, config: Config) -> None:
     if not content.entries:
         raise LedgerError(f"{config.ledger} holds no decision to follow")
     header, last = content.header, content.entries[-1]
-    task = ledger_task(content) if config.task is None else get_task(config.task)
+    task = find_task(content) if config.task is None else get_task(config.task)
     seed = header["seed"] + 1 if config.seed is None else config.seed
     settings = EpisodeSettings(**{**header["settings"], "compile": False})
-    (record,) = run_controller(OpenLoop(tuple(ledger_plans(content))), [task], [seed], settings)
+    (record,) = run_controller(OpenLoop(tuple(read_plans(content))), [task], [seed], settings)
     if config.json:
         print(json.dumps(record.as_json()))
         return
@@ -97,7 +97,7 @@ def follow(content: LedgerContent, config: Config) -> None:
     print(f"open loop: {task.name} seed {seed}: {record.outcome}, {record.cost:.0f} of {record.budget:.0f} geq")
 
 
-def show(content: LedgerContent, as_json: bool) -> None:
+def show_ledger(content: LedgerContent, as_json: bool) -> None:
     rows = [explain(content, i) for i in range(len(content.entries))]
     if as_json:
         print(json.dumps({"header": content.header, "decisions": rows}))

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import tyro
 
-from loopwright.envs.lanes import compiler_available
-from loopwright.inner_tasks.errors import LoopwrightError
+from loopwright.envs.engine.fusing import compiler_available
+from loopwright.envs.loop.errors import LoopwrightError
 
 
 def compile_where_possible() -> bool:

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from loopwright.envs.lanes import Lanes
-from loopwright.envs.plan import LoopPlan, stack_plans
-from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.inner_tasks.family import TaskFamily
 from loopwright.inner_tasks.losses import METRICS
-from loopwright.inner_tasks.suites import suites
-from loopwright.inner_tasks.task import TaskFamily, families
+from loopwright.inner_tasks.registry import list_families
+from loopwright.inner_tasks.suites import list_suites
 from loopwright.scripts.run import run
 
-MICROBATCH = 16
+SCORED_MICROBATCH = 16
 TICKS_BETWEEN_LOOKS = 64
 
 
@@ -52,12 +53,12 @@ class Score:
 
 
 def score(family: TaskFamily, samples: int, draws: int) -> Score:
-    tasks = [family.plain(seed) for seed in range(draws)]
-    lanes = Lanes(tasks[0], draws, microbatch=MICROBATCH)
+    tasks = [family.make_plain(seed) for seed in range(draws)]
+    lanes = Lanes(tasks[0], draws, microbatch=SCORED_MICROBATCH)
     lanes.load(range(draws), tasks, range(draws))
     plans = stack_plans([LoopPlan()] * draws)
     best, loss, metric = (torch.full((draws,), math.inf) for _ in range(3))
-    for _ in range(math.ceil(samples / (MICROBATCH * TICKS_BETWEEN_LOOKS))):
+    for _ in range(math.ceil(samples / (SCORED_MICROBATCH * TICKS_BETWEEN_LOOKS))):
         lanes.run(plans, TICKS_BETWEEN_LOOKS)
         control, _ = lanes.evaluate("control")
         found = lanes.evaluate("target")
@@ -70,7 +71,10 @@ def score(family: TaskFamily, samples: int, draws: int) -> Score:
 def page(scores: dict[str, Score]) -> str:
     """docs/tasks.md: one row per family."""
     role = {
-        name: suite.name for suite in suites().values() if suite.name in ("train", "new") for name in suite.families
+        name: suite.name
+        for suite in list_suites().values()
+        if suite.name in ("train", "new")
+        for name in suite.families
     }
     lines = [
         "# Task families",
@@ -83,7 +87,7 @@ def page(scores: dict[str, Score]) -> str:
         "| family | data | suite | model | metric | default AdamW | loss | known | source |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, family in families().items():
+    for name, family in list_families().items():
         models = "; ".join(f"`{model}`" for model in family.models)
         own = scores.get(name)
         reached, loss = ("", "") if own is None else (f"{own.metric:.3f} ± {own.metric_std:.3f}", f"{own.loss:.3f}")
@@ -96,7 +100,7 @@ def main(config: Config) -> None:
     for name in ("samples", "draws"):
         if getattr(config, name) < 1:
             raise LoopwrightError(f"{name} must be 1 or more, got {getattr(config, name)}")
-    known = families()
+    known = list_families()
     for name in config.families:
         if name not in known:
             raise UnknownNameError("task family", name, list(known))

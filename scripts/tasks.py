@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from loopwright.inner_tasks.datasets import SOURCES, missing
-from loopwright.inner_tasks.suites import suites
-from loopwright.inner_tasks.targets import calibrated_names
-from loopwright.inner_tasks.task import SPLITS, families
+from loopwright.inner_tasks.registry import list_families
+from loopwright.inner_tasks.suites import list_suites
+from loopwright.inner_tasks.targets import list_calibrated
+from loopwright.inner_tasks.task import SPLITS
 from loopwright.scripts.run import run
 
 
@@ -25,7 +26,7 @@ class Config:
 
 def rows() -> list[dict[str, Any]]:
     """One row per family."""
-    calibrated = [name.partition(":")[0] for name in calibrated_names()]
+    calibrated = [name.partition(":")[0] for name in list_calibrated()]
     return [
         {
             "family": name,
@@ -34,12 +35,12 @@ def rows() -> list[dict[str, Any]]:
             "parameters": [sum(p.numel() for p in model.build().parameters()) for model in family.models],
             "loss": family.loss,
             "splits": dict(zip(SPLITS, family.sizes, strict=True)),
-            "suites": [suite.name for suite in suites().values() if name in suite.families],
+            "suites": [suite.name for suite in list_suites().values() if name in suite.families],
             "calibrated_tasks": calibrated.count(name),
             "source": family.source,
             "requires": family.requires,
         }
-        for name, family in families().items()
+        for name, family in list_families().items()
     ]
 
 

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from loopwright.agents.training import PRESETS, TrainingConfig, train
-from loopwright.inner_tasks.errors import UnknownNameError
+from loopwright.agents.training.config import PRESETS, TrainingConfig
+from loopwright.agents.training.trainer import train
+from loopwright.envs.loop.errors import UnknownNameError
 from loopwright.scripts.run import compile_where_possible, run
 
 

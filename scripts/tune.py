@@ -11,19 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loopwright.agents.competitors import (
-    COMPETITORS,
-    TUNED_FILE,
-    TUNING_SEEDS,
-    describe,
-    find_competitor,
-    stored,
-    tune,
-)
-from loopwright.agents.results import RunRecord
-from loopwright.envs.episodes import EpisodeSettings
+from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
+from loopwright.agents.controllers.tuned import TUNED_FILE, describe_controller, read_tuned
+from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.tuning import TUNING_SEEDS, tune_competitor
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.task import get_tasks
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -54,10 +48,10 @@ def main(config: Config) -> None:
         competitor = find_competitor(name)
         tried = list(competitor.candidates(config.configurations or competitor.configurations))
         with tqdm(total=len(tried) * len(names) * len(TUNING_SEEDS), desc=name, unit="run") as bar:
-            winner, cost, decisions = tune(tried, get_tasks(names), settings, on_run=Counted(bar))
-        found = stored() if TUNED_FILE.exists() else {}
+            winner, cost, decisions = tune_competitor(tried, get_tasks(names), settings, on_run=Counted(bar))
+        found = read_tuned() if TUNED_FILE.exists() else {}
         found[name] = {
-            "settings": describe(winner),
+            "settings": describe_controller(winner),
             "geometric_budget_share": round(cost, 4),
             "decisions": decisions,
             "configurations": len(tried),

@@ -1,37 +1,22 @@
-"""The package as a whole: what a wheel holds, which way imports run, and that the README's Python works."""
+"""The package as a whole: what wheel and sdist hold, and that what the README and CONTRIBUTING show works."""
 
 import ast
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["inner_tasks", "envs", "agents", "scripts"]
-
-
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).glob("*.py"))
-
-
-@pytest.mark.parametrize("package", LAYERS)
-def test_imports_run_one_way_only(package: str) -> None:
-    above = LAYERS[LAYERS.index(package) + 1 :]
-    for path in sources(package):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                layer = name.removeprefix("loopwright.").partition(".")[0]
-                assert not (name.startswith("loopwright.") and layer in above), f"{path} imports {name}"
-                assert name.partition(".")[0] not in LAYERS, f"{path} imports {name} without loopwright."
+FOLDERS = ("inner_tasks", "envs", "agents", "scripts")
+DATA = ("py.typed", "inner_tasks/targets.json", "inner_tasks/checksums.json", "agents/controllers/tuned.json",
+        "agents/judging/report.html.jinja")  # fmt: skip
 
 
 def copy_of_the_tree(tree: Path) -> None:
@@ -51,18 +36,30 @@ def copy_of_the_tree(tree: Path) -> None:
             target.write_bytes(source.read_bytes())
 
 
-def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
+def test_wheel_and_sdist_hold_the_tree(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     copy_of_the_tree(tree)  # so that building leaves nothing behind in the checkout
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(tree),
+    ]
     subprocess.run(command, check=True, capture_output=True)
+    modules = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    expected = {f"loopwright/{name}" for name in ("__init__.py", *DATA, *modules)}
     (wheel,) = tmp_path.glob("*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {f"loopwright/{path.relative_to(ROOT)}" for package in LAYERS for path in sources(package)}
-    expected |= {"loopwright/__init__.py", "loopwright/py.typed", "loopwright/inner_tasks/targets.json",
-                 "loopwright/inner_tasks/checksums.json", "loopwright/agents/tuned.json",
-                 "loopwright/agents/report.html.jinja"}  # fmt: skip
-    assert inside == expected
+    assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    kept = {"src/loopwright/__init__.py", "src/loopwright/py.typed", *(name for name in DATA if "/" in name), *modules}
+    assert kept <= inside
 
 
 def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -> None:
@@ -73,13 +70,32 @@ def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed() -
     assert {line for line in lines if not line.startswith("#")} == allowed
 
 
+def run_changed(tree: Path, code: str) -> None:
+    """Run Python against a copy of the package, which is taken in place of the installed one."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tree, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tree / "src")}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+def insert_before(path: Path, place: str, text: str) -> None:
+    assert path.read_text().count(place) == 1
+    path.write_text(path.read_text().replace(place, f"{text}{place}"))
+
+
+def examples(page: str, pattern: str) -> list[str]:
+    """The Python blocks of a page that begin with ``pattern``."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+    return [block for block in blocks if re.match(pattern, block)]
+
+
 USE_OF_THE_NEW_KNOB = """
 import loopwright
 from gymnasium.utils.env_checker import check_env
-from loopwright.envs.observation import OBSERVATION_NAMES
 env = loopwright.TrainingLoopEnv(tasks=["breast-cancer:1"], settings=loopwright.EpisodeSettings(budget_factor=0.4))
 check_env(env)
-assert "plan_second_momentum" in OBSERVATION_NAMES
+assert "plan_second_momentum" in loopwright.OBSERVATION_NAMES
 assert "| `second_momentum` | 1 - beta2" in loopwright.TrainingLoopEnv.__doc__
 before = env.reset(seed=0)[1]["plan"]["second_momentum"]
 action = [knob.still for knob in env.knobs.knobs]
@@ -90,40 +106,60 @@ assert abs(before - 0.999) < 1e-6 and abs(after - 0.998) < 1e-5, (before, after)
 
 
 def test_a_knob_is_added_in_one_place_as_contributing_says(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(Knob\(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    (example,) = examples("CONTRIBUTING.md", r"Knob\(")
     copy_of_the_tree(tmp_path)
-    knobs = tmp_path / "envs" / "knobs.py"
-    place = '        Knob(\n            "optimizer"'
-    assert knobs.read_text().count(place) == 1
-    knobs.write_text(knobs.read_text().replace(place, f"{textwrap.indent(example.rstrip() + ',', ' ' * 8)}\n{place}"))
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", USE_OF_THE_NEW_KNOB], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")}, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    entry = textwrap.indent(example.rstrip() + ",\n", " " * 8)
+    insert_before(tmp_path / "envs/loop/knobs.py", '        Knob(\n            "optimizer"', entry)
+    run_changed(tmp_path, USE_OF_THE_NEW_KNOB)
 
 
-def test_a_family_is_added_as_contributing_says() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (example,) = re.findall(r"```python\n(import [^`]*?class Rings.*?)```", text, flags=re.S)
-    namespace: dict[str, Any] = {}
-    exec(example, namespace)
-    family = namespace["Rings"]()
-    assert [len(getattr(family.plain(), split)) for split in ("train", "control", "target")] == [512, 64, 256]
-    assert len({family.task(seed).model for seed in range(8)}) == 2
+USE_OF_THE_NEW_COMPETITOR = """
+from loopwright.agents.controllers.competitors import COMPETITORS
+from loopwright.inner_tasks import get_task
+import loopwright
+controller = next(COMPETITORS["Lion"].candidates(1))
+settings = loopwright.EpisodeSettings(budget_factor=0.3)
+(run,) = loopwright.run_controller(controller, [get_task("breast-cancer:1")], [0], settings)
+assert run.method == "Lion" and run.final_loss < 1
+"""
 
 
-def readme_examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+def test_a_competitor_is_added_in_two_files_as_contributing_says(tmp_path: Path) -> None:
+    (function,), (entry,) = examples("CONTRIBUTING.md", "def lion"), examples("CONTRIBUTING.md", "_add_optimizer")
+    copy_of_the_tree(tmp_path)
+    insert_before(tmp_path / "agents/controllers/optimizers.py", "BY_MATRIX = ", f"{function}\n\n")
+    entry = textwrap.indent(entry.rstrip() + ",\n", " " * 8)
+    insert_before(tmp_path / "agents/controllers/competitors.py", '        _add_optimizer(\n            "SOAP"', entry)
+    run_changed(tmp_path, USE_OF_THE_NEW_COMPETITOR)
 
 
-def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) >= 2
+USE_OF_THE_NEW_FAMILY = """
+import loopwright
+family = loopwright.list_families()["rings"]
+assert [len(getattr(family.make_plain(), split)) for split in ("train", "control", "target")] == [512, 64, 256]
+assert len({family.make_task(seed).model for seed in range(8)}) == 2
+assert "rings:3" in loopwright.get_suite("demo").candidates()
+task = loopwright.calibrate(family.make_task(3))
+env = loopwright.TrainingLoopEnv(tasks=[task])
+env.reset(seed=0)
+env.step(env.action_space.sample())
+"""
+
+
+def test_a_family_is_added_in_two_files_as_contributing_says(tmp_path: Path) -> None:
+    (example,) = examples("CONTRIBUTING.md", "import numpy")
+    copy_of_the_tree(tmp_path)
+    place = tmp_path / "inner_tasks/synthetic.py"
+    definition = example[example.index("class Rings") :]
+    place.write_text(f"{place.read_text()}\n\n{definition}\n\nregister_family(Rings())\n")
+    suites = tmp_path / "inner_tasks/suites.py"
+    suites.write_text(suites.read_text().replace("DEMONSTRATED = (", 'DEMONSTRATED = ("rings", '))
+    run_changed(tmp_path, USE_OF_THE_NEW_FAMILY)
 
 
 def test_the_readme_examples_run(tmp_path: Path) -> None:
     # In order and in one namespace, as a reader would paste them; shortened where they say how long to train.
-    code = "\n".join(readme_examples())
+    code = "\n".join(examples("README.md", ""))
     code, shortened = re.subn(r"learn\([\d_]+", "learn(256", code)
     assert shortened == 1
     result = subprocess.run(
@@ -132,6 +168,9 @@ def test_the_readme_examples_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_nothing_is_named_utils() -> None:
-    for package in LAYERS:
-        assert not {p.stem for p in sources(package)} & {"utils", "helpers", "common", "misc"}
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/results/README.md"])
+def test_no_example_imports_from_more_than_two_modules_deep(page: str) -> None:
+    for example in examples(page, ""):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loopwright"):
+                assert (node.module or "").count(".") <= 1, node.module

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loopwright.envs.loop.errors import DataError, UnknownNameError
 from loopwright.inner_tasks import datasets
 from loopwright.inner_tasks.datasets import SOURCES, digest, load, missing
-from loopwright.inner_tasks.errors import DataError, UnknownNameError
 
 CACHED = "phishing"  # the smallest that is kept in the cache
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from loopwright.envs.cost import measure_cost
-from loopwright.envs.lanes import Lanes
-from loopwright.envs.ledger import task_fingerprint
-from loopwright.envs.plan import LoopPlan, stack_plans
-from loopwright.envs.reference import ReferenceLoop
+from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.engine.reference import ReferenceLoop
+from loopwright.envs.episode.recorder import fingerprint_task
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.plan import LoopPlan, stack_plans
 from loopwright.inner_tasks import MLP, Task, get_task, make_task
-from loopwright.inner_tasks.errors import LoopwrightError
 from loopwright.inner_tasks.models import output_shape
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -91,8 +91,8 @@ def test_every_run_starts_from_weights_of_its_own_and_the_seed_repeats_them() ->
 
 def test_a_fingerprint_does_not_depend_on_where_the_function_lies_in_memory() -> None:
     first, second = (make_task("mine", lambda: network(), (X, Y)) for _ in range(2))
-    assert task_fingerprint(first) == task_fingerprint(second)
-    assert task_fingerprint(first) != task_fingerprint(make_task("mine", network(nn.Tanh()), (X, Y)))
+    assert fingerprint_task(first) == fingerprint_task(second)
+    assert fingerprint_task(first) != fingerprint_task(make_task("mine", network(nn.Tanh()), (X, Y)))
 
 
 class Uneven(Dataset[Any]):

@@ -7,34 +7,36 @@ import numpy as np
 import pytest
 import torch
 
-from loopwright.inner_tasks import Calibration, Split, Task, families, get_suite, get_task
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.inner_tasks import Calibration, Split, Task, get_suite, get_task, list_families
 from loopwright.inner_tasks.datasets import SOURCES, load
-from loopwright.inner_tasks.errors import LoopwrightError, UnknownNameError
+from loopwright.inner_tasks.family import Variation
+from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.sequences import Grammar
-from loopwright.inner_tasks.task import SPLITS, Variation, register
+from loopwright.inner_tasks.task import SPLITS
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", list_families())
 def test_every_family_draws_valid_different_and_reproducible_tasks(name: str) -> None:
-    family = families()[name]
-    first, again, other = family.task(3), family.task(3), family.task(4)
+    family = list_families()[name]
+    first, again, other = family.make_task(3), family.make_task(3), family.make_task(4)
     assert torch.equal(first.train.inputs, again.train.inputs)
     assert torch.equal(first.target.labels, again.target.labels)
     assert first.initial_scale == again.initial_scale
     assert not torch.equal(first.train.inputs, other.train.inputs)
     assert [len(s) for s in (first.train, first.control, first.target)] == list(family.sizes)
     assert len(first.target.labels.unique()) > 1
-    assert other.shape_key in {family.plain(0, shape).shape_key for shape in range(len(family.models))}
-    assert family.shape_key(3) == first.shape_key  # known without drawing
+    assert other.shape_key in {family.make_plain(0, shape).shape_key for shape in range(len(family.models))}
+    assert family.draw_shape(3) == first.shape_key  # known without drawing
 
 
 REPEATED_IN_THE_DATA = {"phishing": 0.5, "segments": 0.15, "words-bag": 0.02, "digits-mlp": 0.01, "digits-conv": 0.01,
                         "rosenbrock": 0.01}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", list_families())
 def test_splits_share_no_sample_but_those_that_the_data_repeats(name: str) -> None:
-    task = families()[name].plain()
+    task = list_families()[name].make_plain()
     rows = {split: {x.numpy().tobytes() for x in getattr(task, split).inputs} for split in SPLITS}
     allowed = REPEATED_IN_THE_DATA.get(name, 0.0)
     assert len(rows["train"] & rows["target"]) <= allowed * len(task.target)
@@ -42,7 +44,7 @@ def test_splits_share_no_sample_but_those_that_the_data_repeats(name: str) -> No
 
 
 def test_a_speech_is_in_one_split_only() -> None:
-    task = families()["speeches-gru"].plain()
+    task = list_families()["speeches-gru"].make_plain()
     text, ends = load("speeches")["text"].tobytes(), load("speeches")["ends"]
     speeches = {}
     for split in SPLITS:
@@ -56,14 +58,14 @@ def test_a_speech_is_in_one_split_only() -> None:
 
 
 def test_the_suite_is_varied() -> None:
-    kinds = [family.kind for family in families().values() if family.requires is not None]
-    assert len(families()) >= 20
+    kinds = [family.kind for family in list_families().values() if family.requires is not None]
+    assert len(list_families()) >= 20
     assert len(kinds) >= 10
     assert set(kinds) == {"image", "text", "tabular", "time series"}
 
 
 def test_what_new_tasks_are_made_of_was_never_trained_on() -> None:
-    known, new = ([families()[name] for name in get_suite(suite).families] for suite in ("train", "new"))
+    known, new = ([list_families()[name] for name in get_suite(suite).families] for suite in ("train", "new"))
     assert {family.kind for family in new} == {"image", "text", "tabular", "time series"}
     assert not {family.requires for family in new} & {family.requires for family in known}
     assert all(family.requires is None or SOURCES[family.requires].extra is None for family in known)
@@ -71,7 +73,7 @@ def test_what_new_tasks_are_made_of_was_never_trained_on() -> None:
 
 def test_difficulty_varies_widely_within_a_family() -> None:
     for name in ("mixtures", "teachers", "manifolds"):
-        tasks = [families()[name].task(seed) for seed in range(24)]
+        tasks = [list_families()[name].make_task(seed) for seed in range(24)]
         assert len({len(task.target.labels.unique()) for task in tasks}) >= 5
         assert len({task.model for task in tasks}) == 3
         scales = [task.initial_scale for task in tasks]
@@ -80,10 +82,10 @@ def test_difficulty_varies_widely_within_a_family() -> None:
 
 
 def test_a_variation_does_what_it_says() -> None:
-    family = families()["mixtures"]
+    family = list_families()["mixtures"]
 
     def drawn(**changes: Any) -> Task:
-        return family.sample(family.generator(0), "varied", Variation(**changes))
+        return family.sample(family.make_generator(0), "varied", Variation(**changes))
 
     plain = drawn()
     assert torch.equal(drawn(feature_scale=2.0).train.inputs, 2.0 * plain.train.inputs)
@@ -96,18 +98,18 @@ def test_a_variation_does_what_it_says() -> None:
     changed = (noisy.target.labels != plain.target.labels).float().mean()
     assert 0.1 < changed < 0.3
     assert drawn(shape=1).model == family.models[1]
-    regression = families()["quadratic"]
-    exact, noisy = (regression.sample(regression.generator(0), "x", Variation(label_noise=n)) for n in (0.0, 0.5))
+    regression = list_families()["quadratic"]
+    exact, noisy = (regression.sample(regression.make_generator(0), "x", Variation(label_noise=n)) for n in (0.0, 0.5))
     added = (noisy.train.labels - exact.train.labels).std() / exact.train.labels.std()
     assert added.item() == pytest.approx(0.5, rel=0.1)
 
 
 def test_the_entropy_of_a_grammar_is_what_the_best_model_pays() -> None:
     """The empirical frequencies of a long text under the grammar's own rules."""
-    family = families()["grammar"]
+    family = list_families()["grammar"]
     assert isinstance(family, Grammar)
-    task = family.plain(0)
-    rules = family._rules(family.generator(0))
+    task = family.make_plain(0)
+    rules = family._rules(family.make_generator(0))
     tokens, following = task.train.inputs.numpy(), task.train.labels.numpy()
     paid = -np.log(rules[tokens[:, :-1], tokens[:, 1:], following[:, 1:]]).mean()
     assert paid == pytest.approx(family.entropy(0), rel=0.02)
@@ -122,7 +124,7 @@ def test_suites_are_apart_and_name_calibrated_tasks() -> None:
         assert all(get_task(name).calibration is not None for name in sorted(names)[:3])
     assert not set(get_suite("new").families) & set(get_suite("train").families)
     assert len(get_suite("held-out").tasks()) >= 6
-    assert {families()[name.partition(":")[0]].kind for name in get_suite("new").tasks()} == {
+    assert {list_families()[name.partition(":")[0]].kind for name in get_suite("new").tasks()} == {
         "image", "text", "tabular", "time series"
     }  # fmt: skip
     assert set(get_suite("demo").tasks()) <= set(get_suite("train").tasks())
@@ -137,7 +139,7 @@ def test_unknown_names_are_named() -> None:
     with pytest.raises(UnknownNameError, match="unknown suite 'test'"):
         get_suite("test")
     with pytest.raises(LoopwrightError, match="taken"):
-        register(families()["mixtures"])
+        register_family(list_families()["mixtures"])
 
 
 def broken(task: Task, **changes: object) -> Task:
@@ -161,7 +163,7 @@ def test_a_bad_task_says_what_is_wrong(small_task: Task) -> None:
 
 
 def test_tokens_outside_the_vocabulary_are_refused() -> None:
-    task = families()["recall"].plain()
+    task = list_families()["recall"].make_plain()
     with pytest.raises(LoopwrightError, match=r"tokens must lie in \[0, 16\)"):
         broken(task, train=Split(task.train.inputs + 16, task.train.labels))
     with pytest.raises(LoopwrightError, match=r"float32 inputs, the model takes torch.int64"):

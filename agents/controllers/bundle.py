@@ -1,0 +1,60 @@
+"""Bundles: a policy as one safetensors file, weights and a JSON card. Loading one never executes code.
+
+The card says how the observation was laid out, which knobs the actions move and from which plan, what network the
+weights belong to, and how the policy was trained. It also carries the SHA-256 of the weights and of itself, so that a
+file that was cut short or altered is refused.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from loopwright.agents.controllers.policy import POLICY_FORMAT, Policy, build_network, fingerprint_policy
+from loopwright.envs.loop.errors import BundleError, LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
+from loopwright.envs.loop.plan import LoopPlan
+
+CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
+             "widths", "start", "training", "sha256"}  # fmt: skip
+
+
+def save_policy(policy: Policy, path: Path | str) -> None:
+    """Write the policy's bundle to ``path``, a ``.safetensors`` file."""
+    path = Path(path)
+    card = policy.describe() | {"sha256": policy.fingerprint}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(policy.weights, path, metadata={"card": json.dumps(card)})
+
+
+def load_policy(path: Path | str) -> Policy:
+    """Read a bundle. Raises ``BundleError`` if it is missing, cut short, altered, or made for another observation."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {path}") from None
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as problem:
+        raise BundleError(f"{path} is not a readable policy bundle: {problem}") from None
+    if not isinstance(card, dict) or card.get("format") != POLICY_FORMAT or set(card) != CARD_KEYS:
+        raise BundleError(f"{path}: card of format {card.get('format') if isinstance(card, dict) else card!r} with "
+                          f"unexpected entries; this version reads {POLICY_FORMAT}")  # fmt: skip
+    if card["sha256"] != fingerprint_policy(card, weights):
+        raise BundleError(f"{path} was altered: its SHA-256 does not match the one on its card")
+    if card["observation_version"] != OBSERVATION_VERSION or card["observation_names"] != list(OBSERVATION_NAMES):
+        raise BundleError(
+            f"{path} was made for observation version {card['observation_version']} with "
+            f"{len(card['observation_names'])} features; this package has version {OBSERVATION_VERSION} with "
+            f"{len(OBSERVATION_NAMES)}"
+        )
+    try:
+        network = build_network(card["widths"], card["activation"])
+        network.load_state_dict(weights)
+        start = LoopPlan.from_json(card["start"])
+        knobs = KnobSet(card["knobs"], card["action"])
+    except (RuntimeError, TypeError, KeyError, LoopwrightError) as problem:
+        raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None
+    return Policy(network, knobs, start, card["squashed"], card["training"])

@@ -1,0 +1,221 @@
+"""The competitors: what people would use instead, and over what each is searched.
+
+``loopwright tune`` searches on the training suite, all by the same rule; ``tuned`` holds the winners.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopwright.agents.controllers.optimizers import Optimized
+from loopwright.agents.controllers.schedules import ReduceOnPlateau, Scheduled
+from loopwright.agents.controllers.simple import Constant
+from loopwright.agents.controllers.tuned import get_starting_plan
+from loopwright.envs.loop.controller import Controller
+from loopwright.envs.loop.errors import UnknownNameError
+from loopwright.envs.loop.plan import LoopPlan
+
+
+def pick_at(at: float, *values: float) -> float:
+    """The one of the values that lies at ``at`` in [0, 1)."""
+    return values[min(int(at * len(values)), len(values) - 1)]
+
+
+def power_at(at: float, low: float, high: float) -> float:
+    """10 to the power that lies at ``at`` between the two, to five digits."""
+    return float(f"{10 ** (low + (high - low) * at):.5g}")
+
+
+class PlanPoint(NamedTuple):
+    """A point of the unit cube, a coordinate for each field of a plan that a training script sets, and two more."""
+
+    optimizer: float
+    learning_rate: float
+    momentum: float
+    clip: float
+    batch: float
+    average: float
+    finer_rate: float
+    finer: float
+    weight_decay: float
+
+
+def make_plan(at: PlanPoint) -> LoopPlan:
+    """Every field of the plan that an ordinary training script sets."""
+    adam = at.optimizer < 0.75
+    return LoopPlan(
+        optimizer="adamw" if adam else "sgd",
+        learning_rate=power_at(at.learning_rate, -3.0, -1.3) if adam else power_at(at.learning_rate, -1.5, 0.6),
+        momentum=pick_at(at.momentum, 0.5, 0.8, 0.9, 0.95),
+        clip=pick_at(at.clip, math.inf, math.inf, 1.0),
+        batch=int(pick_at(at.batch, 1, 2, 4)),
+        average=pick_at(at.average, 0.0, 32.0, 128.0),
+        weight_decay=pick_at(at.weight_decay, 0.0, 0.01, 0.1, 0.5),
+    )
+
+
+def make_plain_plan(at: PlanPoint) -> LoopPlan:
+    """AdamW without clipping and averaging."""
+    rate = power_at(at.finer_rate, -3.0, -1.3)
+    return replace(make_plan(at), optimizer="adamw", learning_rate=rate, clip=math.inf, average=0.0)
+
+
+def make_averaged_plan(at: PlanPoint) -> LoopPlan:
+    return replace(make_plain_plan(at), average=pick_at(at.finer, 16.0, 32.0, 64.0, 128.0))
+
+
+def make_clipped_plan(at: PlanPoint) -> LoopPlan:
+    return replace(make_plain_plan(at), clip=power_at(at.finer, -1.5, 0.7))
+
+
+def make_evaluated_plan(at: PlanPoint) -> LoopPlan:
+    """What of a plan an optimizer of another library leaves open."""
+    return LoopPlan(batch=int(pick_at(at.batch, 1, 2, 4)), average=pick_at(at.average, 0.0, 32.0, 128.0))
+
+
+class Coordinates:
+    """A point of another unit cube, read coordinate by coordinate, for what is not in the plan."""
+
+    DIMENSIONS = 5
+
+    def __init__(self, coordinates: list[float]) -> None:
+        self._left = iter(coordinates)
+
+    def pick(self, *values: float) -> float:
+        return pick_at(next(self._left), *values)
+
+    def power(self, low: float, high: float) -> float:
+        return power_at(next(self._left), low, high)
+
+
+def _horizon(point: Coordinates) -> float:
+    return point.pick(1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
+
+
+def _momentum(point: Coordinates) -> float:
+    return point.pick(0.5, 0.8, 0.9, 0.95)
+
+
+def _decay(point: Coordinates) -> float:
+    return point.pick(0.0, 0.01, 0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A kind of controller, and what a point of the unit cube makes of it.
+
+    Attributes:
+        name: what tables call it.
+        group: "fixed default", "self-tuning" or "strong optimizer".
+        controller: its class.
+        settings: the class's arguments other than the plan.
+        plan: the plan it starts from.
+        near: half of its candidates start from the best constant's plan instead, at another learning rate: a schedule
+            is not to lose because its search happened upon no good plan.
+        configurations: how many candidates are tried.
+    """
+
+    name: str
+    group: str
+    controller: Callable[..., Controller]
+    settings: Callable[[Coordinates], dict[str, Any]] = lambda point: {}
+    plan: Callable[[PlanPoint], LoopPlan] = make_plan
+    near: bool = False
+    configurations: int = 64
+
+    def candidates(self, count: int) -> Iterator[Controller]:
+        """``count`` quasi-random controllers."""
+        from scipy.stats import qmc  # slow to load, and only to search
+
+        plans = qmc.Sobol(len(PlanPoint._fields), rng=np.random.default_rng(1)).random(count).tolist()
+        others = qmc.Sobol(Coordinates.DIMENSIONS, rng=np.random.default_rng(2)).random(count).tolist()
+        best = get_starting_plan("tuned") if self.near else None
+        for number, (coordinates, own) in enumerate(zip(plans, others, strict=True)):
+            at = PlanPoint(*coordinates)
+            plan = self.plan(at)
+            if best is not None and number % 2:
+                plan = replace(best, learning_rate=best.learning_rate * power_at(at.finer_rate, -0.5, 1.0))
+            yield self.controller(plan, name=self.name, **self.settings(Coordinates(own)))
+
+
+def _add_optimizer(
+    name: str, group: str, kind: str, settings: Callable[[Coordinates], dict[str, Any]], **options: Any
+) -> Competitor:
+    return Competitor(
+        name, group, Optimized, lambda point: {"kind": kind, "settings": settings(point)},
+        **{"plan": make_evaluated_plan, "configurations": 16, **options},
+    )  # fmt: skip
+
+
+def _add_schedule(name: str, kind: str, settings: Callable[[Coordinates], dict[str, float]]) -> Competitor:
+    return Competitor(
+        name, "fixed default", Scheduled,
+        lambda point: {"schedule": kind, "horizon": _horizon(point), "settings": settings(point)}, near=True,
+    )  # fmt: skip
+
+
+COMPETITORS = {
+    competitor.name: competitor
+    for competitor in (
+        Competitor("constant", "fixed default", Constant, configurations=128),
+        Competitor("AdamW", "fixed default", Constant, plan=make_plain_plan),
+        Competitor("averaged AdamW", "fixed default", Constant, plan=make_averaged_plan),
+        Competitor("clipped AdamW", "fixed default", Constant, plan=make_clipped_plan),
+        _add_schedule("warm-up cosine", "cosine", lambda p: {"warm_up": p.pick(0.0, 0.0, 0.05, 0.1, 0.2)}),
+        _add_schedule("one-cycle", "one-cycle", lambda p: {"warm_up": p.pick(0.1, 0.2, 0.3, 0.4)}),
+        _add_schedule(
+            "warm-up, stable, decay", "warm-up-stable-decay",
+            lambda p: {"warm_up": p.pick(0.0, 0.05, 0.1), "decay": p.pick(0.1, 0.2, 0.4)},
+        ),
+        Competitor(
+            "plateau", "fixed default", ReduceOnPlateau,
+            lambda p: {"factor": p.pick(0.2, 0.5, 0.7), "patience": int(p.pick(2, 4, 8))}, near=True,
+        ),
+        _add_optimizer(
+            "NAdamW cosine", "fixed default", "nadamw-cosine",
+            lambda p: {"lr": p.power(-2.8, -1.3), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "horizon": _horizon(p)},
+            configurations=32,
+        ),
+        _add_optimizer(
+            "Schedule-Free AdamW", "self-tuning", "schedule-free",
+            lambda p: {"lr": p.power(-2.8, -1.0), "momentum": p.pick(0.8, 0.9, 0.95), "weight_decay": _decay(p),
+                       "warm_up": p.pick(0.0, 0.02, 0.05)},
+            plan=lambda at: replace(make_evaluated_plan(at), average=0.0),
+        ),
+        _add_optimizer(
+            "Prodigy", "self-tuning", "prodigy",
+            lambda p: {"scale": p.power(-0.7, 0.7), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "first": p.power(-6.0, -3.0)},
+        ),
+        _add_optimizer(
+            "D-Adaptation", "self-tuning", "d-adaptation",
+            lambda p: {"scale": p.power(-0.7, 0.5), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "first": p.power(-6.0, -3.0)},
+        ),
+        _add_optimizer(
+            "Ali-G", "self-tuning", "ali-g",
+            lambda p: {"max_lr": p.power(-2.0, 0.5), "momentum": p.pick(0.0, 0.5, 0.9)},
+        ),
+        _add_optimizer(
+            "Muon", "strong optimizer", "muon",
+            lambda p: {"lr": p.power(-2.5, -0.7), "adamw_lr": p.power(-2.8, -1.3), "momentum": p.pick(0.5, 0.8, 0.95),
+                       "weight_decay": _decay(p)},
+        ),
+        _add_optimizer(
+            "SOAP", "strong optimizer", "soap",
+            lambda p: {"lr": p.power(-2.8, -1.3), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "every": p.pick(5, 10)},
+        ),
+    )
+}  # fmt: skip
+
+
+def find_competitor(name: str) -> Competitor:
+    """The competitor of that name. Raises ``UnknownNameError`` otherwise."""
+    if name not in COMPETITORS:
+        raise UnknownNameError("competitor", name, list(COMPETITORS))
+    return COMPETITORS[name]

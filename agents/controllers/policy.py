@@ -1,0 +1,158 @@
+"""Policy: a learned network that maps observations to actions, as a controller. ``bundle`` saves and loads it."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from loopwright.envs.loop.controller import View
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION, Needs
+from loopwright.envs.loop.plan import LoopPlan
+
+POLICY_FORMAT = "loopwright-policy-1"
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky-relu": nn.LeakyReLU,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy network and what it needs to know: it is a ``Controller``.
+
+    Attributes:
+        network: observation ``[lanes, features]`` to logits (discrete) or the mean action (box).
+        knobs: the knobs its actions move.
+        start: the plan it was trained to start from.
+        squashed: whether tanh is applied to the network's output (SAC, TQC, TD3).
+        training: how it was trained; provenance, not used.
+    """
+
+    network: nn.Sequential
+    knobs: KnobSet
+    start: LoopPlan
+    squashed: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = "agent"
+
+    @torch.no_grad()
+    def act(self, observation: torch.Tensor) -> torch.Tensor:
+        """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``, as the environment's."""
+        if self.knobs.action == "box":
+            return self._box(observation)
+        return torch.stack([part.argmax(dim=1) for part in self._logits(observation)], dim=1)
+
+    @torch.no_grad()
+    def steps(self, observation: torch.Tensor) -> torch.Tensor:
+        """How far to move each knob, ``[lanes, knobs]`` in its encoding.
+
+        A discrete policy is a distribution over a knob's ordered steps. Its mean is what the knob is moved by, since
+        the most probable step is often "none" where two or three steps share the rest; a knob that takes rungs
+        is moved by the most probable one.
+        """
+        if self.knobs.action == "box":
+            return self._box(observation) * torch.tensor([knob.steps[-1] for knob in self.knobs.knobs])
+        columns = []
+        for knob, logits in zip(self.knobs.knobs, self._logits(observation), strict=True):
+            sizes = torch.tensor(knob.steps)
+            columns.append(sizes[logits.argmax(dim=1)] if knob.whole else logits.softmax(dim=1) @ sizes)
+        return torch.stack(columns, dim=1)
+
+    def predict(
+        self,
+        observation: npt.NDArray[np.float32],
+        state: None = None,
+        episode_start: None = None,
+        deterministic: bool = True,
+    ) -> tuple[npt.NDArray[np.generic], None]:
+        """The most probable actions for one observation ``[features]`` or many ``[envs, features]``.
+
+        As the ``predict`` of Stable-Baselines3, with which it shares its arguments; the policy keeps no state. Raises
+        ``LoopwrightError`` for another shape, or for ``deterministic=False``: a saved policy draws no random numbers.
+        """
+        if not deterministic:
+            raise LoopwrightError("a saved policy is deterministic; deterministic must be True, got False")
+        seen = np.asarray(observation, dtype=np.float32)
+        features = self.network[0].in_features
+        if seen.ndim not in (1, 2) or seen.shape[-1] != features:
+            raise LoopwrightError(f"observations have shape {seen.shape}; want ({features},) or (envs, {features})")
+        actions = self.act(torch.from_numpy(np.atleast_2d(seen))).numpy()
+        return (actions if seen.ndim == 2 else actions[0]), None
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.OBSERVATION
+
+    @property
+    def sets_rate(self) -> bool:
+        return False
+
+    @property
+    def own_optimizer(self) -> None:
+        return None
+
+    def decide(self, view: View) -> torch.Tensor:
+        return self.knobs.move(self.steps(view.observation), view.plans, view.step_ratio)
+
+    @property
+    def rolls_back(self) -> bool:
+        return self.knobs.rolls_back
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the card and the weights, as a bundle carries it."""
+        return fingerprint_policy(self.describe(), self.weights)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the network's parameters by name."""
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def describe(self) -> dict[str, Any]:
+        """The card of its bundle: everything but the weights, as JSON values."""
+        linear = [layer for layer in self.network if isinstance(layer, nn.Linear)]
+        kinds = [name for layer in self.network for name, kind in ACTIVATIONS.items() if type(layer) is kind]
+        return {
+            "format": POLICY_FORMAT,
+            "observation_version": OBSERVATION_VERSION,
+            "observation_names": list(OBSERVATION_NAMES),
+            "knobs": self.knobs.name,
+            "action": self.knobs.action,
+            "squashed": self.squashed,
+            "activation": kinds[0] if kinds else "tanh",
+            "widths": [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)],
+            "start": self.start.as_json(),
+            "training": self.training,
+        }
+
+    def _box(self, observation: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.network(observation)
+        return output.tanh() if self.squashed else output.clamp(-1, 1)
+
+    def _logits(self, observation: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(self.network(observation), [len(knob.steps) for knob in self.knobs.knobs], dim=1)
+
+
+def build_network(widths: list[int], activation: str) -> nn.Sequential:
+    """Linear layers of these widths, inputs first, with an activation of ``ACTIVATIONS`` between them."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def fingerprint_policy(card: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a card, but for the hash on it, and of weights."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in card.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""The tuned competitors: the winners that ``loopwright tune`` found, kept in ``tuned.json`` with their provenance."""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from loopwright.agents.controllers.optimizers import Optimized
+from loopwright.agents.controllers.schedules import ReduceOnPlateau, Scheduled
+from loopwright.agents.controllers.simple import Constant
+from loopwright.envs.loop.controller import Controller
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.plan import LoopPlan
+
+TUNED_FILE = Path(__file__).with_name("tuned.json")
+DEFAULT_ADAMW = "default AdamW"
+CONTROLLER_TYPES: dict[str, Callable[..., Controller]] = {
+    kind.__name__: kind for kind in (Constant, Scheduled, ReduceOnPlateau, Optimized)
+}
+
+
+def describe_controller(controller: Any) -> dict[str, Any]:
+    """A competitor's controller as JSON values."""
+    own = {
+        field.name: getattr(controller, field.name) for field in fields(controller) if not field.name.startswith("_")
+    }
+    own.pop("name")
+    return {"type": type(controller).__name__, **own, "start": controller.start.as_json()}
+
+
+def restore_controller(name: str, description: dict[str, Any]) -> Controller:
+    """The inverse of ``describe_controller``."""
+    own = dict(description)
+    return CONTROLLER_TYPES[own.pop("type")](LoopPlan.from_json(own.pop("start")), name=name, **own)
+
+
+def read_tuned() -> dict[str, dict[str, Any]]:
+    """What ``loopwright tune`` found, by the competitor's name, in the order of ``COMPETITORS``."""
+    if not TUNED_FILE.exists():
+        raise LoopwrightError(f"{TUNED_FILE.name} is missing; run: loopwright tune")
+    entries: dict[str, dict[str, Any]] = json.loads(TUNED_FILE.read_text())["competitors"]
+    return entries
+
+
+def make_default_adamw() -> Controller:
+    """PyTorch's own settings, not tuned."""
+    return Constant(replace(LoopPlan(), weight_decay=0.01), name=DEFAULT_ADAMW)
+
+
+def load_competitors(names: list[str] | None = None) -> list[Controller]:
+    """PyTorch's default AdamW and the stored winners, or those of the ``names`` only."""
+    entries = read_tuned()
+    for name in names or []:
+        if name not in entries:
+            raise UnknownNameError("tuned competitor", name, list(entries))
+    chosen = [name for name in entries if names is None or name in names]
+    return [make_default_adamw(), *(restore_controller(name, entries[name]["settings"]) for name in chosen)]
+
+
+def find_best_single(names: Collection[str]) -> str:
+    """Of these methods, the competitor that did best where all were tuned, on the training suite.
+
+    ``DEFAULT_ADAMW`` where none of them was tuned.
+    """
+    shares = {name: float(entry["geometric_budget_share"]) for name, entry in read_tuned().items() if name in names}
+    return min(shares, key=shares.__getitem__, default=DEFAULT_ADAMW)
+
+
+def get_starting_plan(name: str) -> LoopPlan:
+    """The plan to start from: "tuned" is the stored best constant, "default" PyTorch's own AdamW settings."""
+    if name == "default":
+        return LoopPlan()
+    if name == "tuned":
+        return restore_controller("constant", read_tuned()["constant"]["settings"]).start
+    raise UnknownNameError("starting plan", name, ["tuned", "default"])

@@ -1,0 +1,1 @@
+"""Runs of many controllers side by side, and what follows from them."""

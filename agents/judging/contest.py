@@ -1,0 +1,118 @@
+"""Contest: the four parts of an evaluation, each of which goes on where it was interrupted.
+
+The runs that go side by side, the searches with a tuning budget, the agent's own schedules replayed without feedback,
+and how long everything takes in a plain loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopwright.agents.controllers.schedules import Scheduled
+from loopwright.agents.controllers.simple import OpenLoop
+from loopwright.agents.judging.entrants import AGENT, Entrant
+from loopwright.agents.judging.evaluation import OPEN_LOOP
+from loopwright.agents.judging.results import Key, ResultsFile, RunRecord
+from loopwright.agents.judging.runner import Job, run_jobs
+from loopwright.agents.judging.search import list_searches, run_searches
+from loopwright.agents.judging.timing import TimingsFile, pick_plans, time_methods
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.controller import Controller
+from loopwright.envs.loop.plan import LoopPlan
+from loopwright.inner_tasks.task import Task
+
+Progress = Callable[[str, int], None]
+DRAWN_RUNS = 3  # per method and task, in figures
+
+
+@dataclass
+class Contest:
+    """The parts of an evaluation, on the same tasks and seeds; each goes on where it was interrupted."""
+
+    field: Sequence[Entrant]
+    rival: str
+    tasks: Sequence[Task]
+    seeds: Sequence[int]
+    results: ResultsFile
+    lanes: int
+    settings: EpisodeSettings
+    workers: int
+    progress: Progress
+
+    def run_side_by_side(self, logged: Sequence[Entrant]) -> None:
+        """Every method's runs, with an audit log of those of the ``logged``."""
+        jobs = [job for entrant in self.field for job in self._jobs(entrant)]
+        self.progress("runs", len(self.results.done & {job.key for job in jobs}))
+        for entrant in logged:
+            self._run(self._jobs(entrant), "runs", self.results.path.parent / "ledgers" / entrant.name)
+        self._run(jobs, "runs")
+
+    def run_searches(self) -> None:
+        """The searches with a tuning budget."""
+
+        def keep(record: RunRecord) -> None:
+            # The results of a study come one by one: a kill between them leaves some that are there already.
+            if record.key not in self.results.done:
+                self.results.append(record)
+                self.progress("searches", 1)
+
+        done = self.results.done
+        runs = {Key(name, 0, task.name, seed) for name in list_searches() for task in self.tasks for seed in self.seeds}
+        self.progress("searches", len(done & runs))
+        run_searches(
+            self.tasks, self.seeds, self.settings, lanes=self.lanes, done=done, on_record=keep, workers=self.workers
+        )
+
+    def run_replays(self) -> None:
+        """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.
+
+        From the seed that it comes from, the second cheapest is replayed; with a single seed, the agent's only one.
+        """
+        jobs = []
+        for task in self.tasks:
+            own = [r for r in self.results.records if (r.method, r.training, r.task) == (AGENT, 0, task.name)]
+            own.sort(key=lambda r: (r.cost, r.seed))
+            for seed in self.seeds:
+                source = next((r for r in own if r.seed != seed), own[0])
+                plans = tuple(point.plan for point in source.trace)
+                jobs.append(Job(OpenLoop(plans, OPEN_LOOP), task, seed))
+        self.progress("replays", len(self.results.done & {job.key for job in jobs}))
+        self._run(jobs, "replays")
+
+    def time(self, timings: TimingsFile) -> None:
+        """What a geq of every method costs in seconds, task by task."""
+        records = self.results.records
+        traced = {(r.method, r.task): r for r in records if r.training == 0 and r.seed == self.seeds[0] and r.trace}
+        replayed = any(r.method == OPEN_LOOP for r in records)
+        names = {entrant.name for entrant in self.field} | ({OPEN_LOOP, *list_searches()} if replayed else set())
+        for task in self.tasks:
+            if names <= timings.methods(task.name):
+                self.progress("timings", 1)
+                continue
+            timed: list[tuple[Controller, list[LoopPlan]]] = []
+            for entrant in self.field:
+                plans = pick_plans(traced[entrant.name, task.name])
+                timed.append((entrant.trainings[0](task), plans))
+                if entrant.name == AGENT and replayed:
+                    timed.append((OpenLoop(tuple(plans), OPEN_LOOP), plans))
+            if replayed:
+                # A trial of a search is a run under a schedule, whatever its settings.
+                plans = [LoopPlan()] * len(timed[0][1])
+                timed += [(Scheduled(LoopPlan(), "cosine", name=name), plans) for name in list_searches()]
+            timings.replace(task.name, time_methods(timed, task, self.settings, self.seeds[0]))
+            self.progress("timings", 1)
+
+    def _jobs(self, entrant: Entrant) -> list[Job]:
+        """Its runs; of the agent all are traced, to be replayed, of its rival some, to be drawn, of others one."""
+        traced = {self.field[0].name: len(self.seeds), self.rival: DRAWN_RUNS}.get(entrant.name, 1)
+        return entrant.jobs(self.tasks, self.seeds, traced)
+
+    def _run(self, jobs: Sequence[Job], part: str, ledgers: Path | None = None) -> None:
+        def keep(record: RunRecord) -> None:
+            self.results.append(record)
+            self.progress(part, 1)
+
+        run_jobs(
+            jobs, self.settings, lanes=self.lanes, done=self.results.done, ledgers=ledgers, on_run=keep,
+            workers=self.workers,
+        )  # fmt: skip

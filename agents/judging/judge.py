@@ -1,0 +1,161 @@
+"""The judge: agents against everything people would use instead, on tasks nobody trained on, with paired seeds."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from loopwright.agents.controllers.policy import Policy
+from loopwright.agents.controllers.simple import RandomPolicy
+from loopwright.agents.controllers.tuned import find_best_single
+from loopwright.agents.judging.contest import Contest, Progress
+from loopwright.agents.judging.entrants import (
+    AGENT,
+    Entrant,
+    always,
+    describe_method,
+    expand_competitors,
+    group_trainings,
+    list_rivals,
+    make_oracle,
+)
+from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, TUNING, Evaluation, Method
+from loopwright.agents.judging.results import ResultsFile, RunRecord
+from loopwright.agents.judging.search import list_searches
+from loopwright.agents.judging.timing import Timing, TimingsFile
+from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.controller import Controller
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.inner_tasks.registry import get_shape, get_tasks
+from loopwright.inner_tasks.suites import get_suite
+
+FIRST_SEED = 1_000_000
+RANDOM_POLICY = "random policy"
+NOT_JUDGED = ("compile", "device", "discount")  # settings that a run does not depend on
+RESULTS, TIMINGS = "runs.jsonl", "timings.jsonl"
+
+
+def judge(
+    controllers: Sequence[Controller],
+    suites: Sequence[str],
+    folder: Path,
+    *,
+    seeds: int = 20,
+    competitors: str | Sequence[str] = "all",
+    lanes: int = 64,
+    settings: EpisodeSettings | None = None,
+    ledgers: bool = False,
+    workers: int = 1,
+    progress: Progress = lambda part, done: None,
+) -> Evaluation:
+    """Evaluate saved policies on the suites' tasks against the competitors, and keep every run in ``folder``.
+
+    Args:
+        controllers: policies, or any dataclasses that are controllers; see ``group_trainings`` for which count as
+            trainings of one method.
+        suites: names of suites.
+        folder: where ``runs.jsonl`` and ``timings.jsonl`` are or will be; what is there is not done again.
+        seeds: paired runs per task.
+        competitors: "all", with searches, oracle and ablations; "basic"; or names.
+        lanes: inner runs side by side.
+        settings: of the episodes.
+        ledgers: keep an audit log of every run of the agents, in ``folder``/ledgers.
+        workers: processes to divide the shapes of tasks among, each with one thread; one is this process.
+        progress: called with the name of a part and how many of its runs are done beyond the last call.
+
+    Raises:
+        LoopwrightError: fewer than one seed, lane or worker, an unknown suite or competitor, or a folder that holds the
+            results of another evaluation.
+    """
+    for what, count in (("seeds", seeds), ("lanes", lanes), ("workers", workers)):
+        if count < 1:
+            raise LoopwrightError(f"{what} must be 1 or more, got {count}")
+    settings, everything = settings or EpisodeSettings(), competitors == "all"
+    members = {name: tuple(get_suite(name).tasks()) for name in suites}
+    tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
+    run_seeds = [FIRST_SEED + number for number in range(seeds)]
+    contestants, names = group_trainings(controllers), expand_competitors(competitors)
+    field = [*contestants, *list_rivals(names), *(_list_extras(controllers[0]) if everything else ())]
+    judged = {name: value for name, value in asdict(settings).items() if name not in NOT_JUDGED}
+    header = {"suites": members, "seeds": run_seeds, "settings": judged}
+    fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
+    results = ResultsFile(folder / RESULTS, header, fingerprints)
+    rival, timings = find_best_single(names), TimingsFile(folder / TIMINGS)
+    contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
+    try:
+        with compute_threads(1):
+            contest.run_side_by_side(contestants if ledgers else ())
+            if everything:
+                contest.run_searches()
+                contest.run_replays()
+    finally:
+        results.close()
+    contest.time(timings)
+    return _evaluate(contest, controllers, members, timings.timings)
+
+
+def _list_extras(first: Controller) -> list[Entrant]:
+    """Who takes part besides in a whole comparison: the oracle, and random actions on the first agent's knobs."""
+    knobs = first.knobs if isinstance(first, Policy) else KnobSet("all")
+    random = RandomPolicy(first.start, knobs, RANDOM_POLICY)
+    return [Entrant(ORACLE, "oracle", (make_oracle,)), Entrant(RANDOM_POLICY, "ablation", (always(random),))]
+
+
+def _evaluate(
+    contest: Contest,
+    controllers: Sequence[Controller],
+    members: dict[str, tuple[str, ...]],
+    timings: Sequence[Timing],
+) -> Evaluation:
+    """What there is to say about the contest, of the agent's trainings among the ``controllers``."""
+    methods = [Method(entrant.name, entrant.group) for entrant in contest.field]
+    if any(method.name == ORACLE for method in methods):
+        methods += [Method(name, TUNING) for name in list_searches()] + [Method(OPEN_LOOP, "ablation")]
+    judged = [c for c in controllers if describe_method(c) == describe_method(controllers[0])]
+    meta = [count_training_flops(controller, contest.settings) for controller in judged]
+    return Evaluation(
+        agent=AGENT,
+        rival=contest.rival,
+        methods=tuple(methods),
+        suites=members,
+        records=tuple(_pick(contest.results.records, methods, len(judged))),
+        timings=tuple(timings),
+        meta_flops=sum(meta) / len(meta),
+        flops={task.name: measure_cost(task.model).flops for task in contest.tasks},
+    )
+
+
+def count_training_flops(controller: Controller, settings: EpisodeSettings) -> float:
+    """What training a policy took, nearly: its decisions on the shapes of its suite by turns; 0 where unknown."""
+    if not isinstance(controller, Policy) or not {"decisions", "suite"} <= controller.training.keys():
+        return 0.0
+    shapes = {get_shape(name) for name in get_suite(controller.training["suite"]).tasks()}
+    per_geq = sum(measure_cost(model).flops for model, *_ in shapes) / len(shapes)
+    geq = controller.training["decisions"] * settings.ticks_per_decision * settings.microbatch
+    return float(geq * per_geq)
+
+
+def _pick(records: Sequence[RunRecord], methods: Sequence[Method], trainings: int) -> list[RunRecord]:
+    """Those of the methods, and of the agent so many trainings: a folder may hold more."""
+    names = {method.name for method in methods}
+    return [r for r in records if r.method in names and (r.method != AGENT or r.training < trainings)]
+
+
+def count_runs(policies: int, tasks: int, seeds: int, competitors: str | Sequence[str]) -> dict[str, int]:
+    """How many runs each part of an evaluation has, for a progress bar."""
+    names = expand_competitors(competitors)
+    runs = tasks * seeds
+    if competitors != "all":
+        return {"runs": (policies + 1 + len(names)) * runs, "timings": tasks}
+    return {
+        "runs": (policies + 1 + len(names) + 2) * runs,
+        "searches": len(list_searches()) * runs,
+        "replays": runs,
+        "timings": tasks,
+    }
+
+
+def count_tasks(suites: Sequence[str]) -> int:
+    return len({task for name in suites for task in get_suite(name).tasks()})

@@ -1,0 +1,1 @@
+"""Trainings of policies with Stable-Baselines3."""

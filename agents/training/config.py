@@ -1,0 +1,95 @@
+"""TrainingConfig: what a training is made of, and what works where nothing is said."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import stable_baselines3
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from loopwright.agents.controllers.tuned import get_starting_plan
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.extras import import_extra
+
+ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
+CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
+BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
+GAMMA = 0.995
+# What ``loopwright train --preset`` stands for: trainings whose agents are judged in docs/results.
+PRESETS: dict[str, dict[str, Any]] = {
+    knobs: {"suite": "train", "knobs": knobs, "steps": 600_000}
+    for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")
+}
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training is made of. Raises ``LoopwrightError`` for values that cannot be."""
+
+    algorithm: str = "PPO"
+    """PPO, A2C, SAC, TD3, DDPG; TRPO, TQC, ARS with sb3-contrib."""
+    steps: int = 500_000
+    """Decisions in all."""
+    lanes: int = 128
+    """Inner runs side by side."""
+    suite: str = "train"
+    """Suite to draw tasks from."""
+    knobs: str = "core"
+    """Knob set, or knob names joined by "+"."""
+    action: str = ""
+    """discrete or box; empty takes what the algorithm supports."""
+    start: str = "tuned"
+    """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
+    plan_spread: float = 0.0
+    """Episodes start with the learning rate times 10^U(-spread, spread), lest the policy rely on its start."""
+    seed: int = 0
+    """Of the agent and of the tasks it draws."""
+    checkpoint_every: int = 100_000
+    """Decisions between checkpoints."""
+    threads: int = 1
+    """That compute. Two are a third faster on two idle cores, and three times as slow where one of them is busy."""
+    compile: bool = True
+    """Fuse the inner loop with torch.compile; needs a C++ compiler."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the algorithm, as JSON values; a list of two learning rates is a linear schedule."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
+            raise UnknownNameError("algorithm", self.algorithm, [*ALGORITHMS, *CONTRIB_ALGORITHMS])
+        for name in ("steps", "lanes", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        get_starting_plan(self.start)  # raises for an unknown name
+        if self.algorithm in BOX_ONLY and self.action == "discrete":
+            raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
+
+    @property
+    def action_kind(self) -> str:
+        return self.action or ("box" if self.algorithm in BOX_ONLY else "discrete")
+
+
+def find_algorithm(name: str) -> type[BaseAlgorithm]:
+    """The class of an algorithm. Raises ``LoopwrightError`` naming the extra when sb3-contrib is missing."""
+    module = import_extra("sb3_contrib", "contrib") if name in CONTRIB_ALGORITHMS else stable_baselines3
+    found: type[BaseAlgorithm] = getattr(module, name)
+    return found
+
+
+def get_default_options(config: TrainingConfig) -> dict[str, Any]:
+    """Settings that work here where the library's own do not: short discounts would hide the end of a run."""
+    if config.algorithm == "PPO":
+        # 48 decisions a rollout see about half an episode; large minibatches, since returns are noisy.
+        return {
+            "n_steps": 48,
+            "batch_size": min(2048, 48 * config.lanes),
+            "n_epochs": 10,
+            "learning_rate": [1.5e-3, 1e-4],
+            "ent_coef": 0.001,
+            "gae_lambda": 0.9,
+            "policy_kwargs": {"net_arch": [128, 128]},
+        }
+    if config.algorithm == "A2C":
+        return {"n_steps": 16, "learning_rate": 7e-4, "ent_coef": 0.003, "policy_kwargs": {"net_arch": [128, 128]}}
+    if config.algorithm in ("SAC", "TQC"):
+        return {"learning_starts": 10 * config.lanes, "batch_size": 512, "gradient_steps": 4,
+                "policy_kwargs": {"net_arch": [128, 128]}}  # fmt: skip
+    return {}

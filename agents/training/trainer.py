@@ -1,0 +1,130 @@
+"""Trains a Stable-Baselines3 algorithm on a suite: progress, TensorBoard, checkpoints, resuming, and a bundle."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+from torch import nn
+from tqdm import tqdm
+
+from loopwright.agents.controllers.bundle import save_policy
+from loopwright.agents.controllers.policy import Policy
+from loopwright.agents.controllers.tuned import get_starting_plan
+from loopwright.agents.training.callback import TrainingCallback
+from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, get_default_options
+from loopwright.agents.training.extraction import extract_policy
+from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.sb3 import SB3VecEnv
+from loopwright.envs.vector import TrainingLoopVectorEnv
+
+STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alone, before training
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    show_progress: bool = True,
+    settings: EpisodeSettings | None = None,
+) -> Policy:
+    """Train, and save ``policy.safetensors`` in ``folder``. Interrupted with Ctrl-C, it leaves a checkpoint.
+
+    Raises:
+        LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
+            holds a training when not resuming.
+    """
+    checkpoint = folder / "checkpoint.zip"
+    _claim(folder, config, resume)
+    discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
+    settings = replace(settings or EpisodeSettings(compile=config.compile), discount=discount)
+    if settings.compile and show_progress:
+        tqdm.write("compiling the inner loop (half a minute, less the next time)")
+    envs = _make_envs(config, settings)
+    model = _load_model(config, checkpoint, envs) if resume else _make_model(config, folder, envs)
+    callback = TrainingCallback(folder, config, show_progress)
+    left = config.steps - model.num_timesteps
+    try:
+        if left > 0:
+            with compute_threads(config.threads):
+                model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
+    except KeyboardInterrupt:
+        callback.checkpoint()
+        raise
+    callback.init_callback(model)
+    callback.checkpoint()
+    made = {name: value for name, value in asdict(settings).items() if name not in ("compile", "device")}
+    trained = {"seed": config.seed, "suite": config.suite, "plan_spread": config.plan_spread,
+               "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
+    knobs = KnobSet(config.knobs, config.action_kind)
+    policy = extract_policy(model, knobs, get_starting_plan(config.start), trained)
+    save_policy(policy, folder / "policy.safetensors")
+    return policy
+
+
+def _claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
+    """Say in ``folder`` what is trained there. Raises ``LoopwrightError`` where it does not fit what is there."""
+    checkpoint, described = folder / "checkpoint.zip", folder / "training.json"
+    if resume:
+        if not checkpoint.exists():
+            raise LoopwrightError(f"nothing to resume: {checkpoint} does not exist")
+        before = json.loads(described.read_text())
+        if {**before, "steps": 0} != {**json.loads(json.dumps(asdict(config))), "steps": 0}:
+            raise LoopwrightError(f"{described} was written for another configuration: {before}")
+    elif checkpoint.exists() or (folder / "policy.safetensors").exists():
+        raise LoopwrightError(f"{folder} already holds a training; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    described.write_text(json.dumps(asdict(config), indent=1))
+
+
+def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
+    return SB3VecEnv(
+        TrainingLoopVectorEnv(
+            config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
+            plan=get_starting_plan(config.start), plan_spread=config.plan_spread, settings=settings,
+            autoreset_mode="SameStep",
+        )
+    )  # fmt: skip
+
+
+def _load_model(config: TrainingConfig, checkpoint: Path, envs: SB3VecEnv) -> BaseAlgorithm:
+    model = find_algorithm(config.algorithm).load(checkpoint, env=envs)
+    # The tasks of the part already done are not drawn again: the stream goes on from a seed of its own.
+    envs.seed(config.seed + model.num_timesteps)
+    return model
+
+
+def _make_model(config: TrainingConfig, folder: Path, envs: SB3VecEnv) -> BaseAlgorithm:
+    make: Callable[..., BaseAlgorithm] = find_algorithm(config.algorithm)
+    own: dict[str, Any] = {"device": "cpu"} if config.algorithm == "ARS" else {"device": "cpu", "gamma": GAMMA}
+    # A copy: some algorithms write into the settings of their policy.
+    options = {**own, **get_default_options(config), **copy.deepcopy(config.options)}
+    if isinstance(options.get("learning_rate"), list):
+        first, last = options["learning_rate"]
+        options["learning_rate"] = LinearSchedule(first, last, 1.0)
+    model = make("MlpPolicy", envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
+    prefer_standing_still(model, KnobSet(config.knobs, config.action_kind))
+    return model
+
+
+def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
+    """Let a discrete policy begin by mostly leaving the plan alone, rather than by walking every knob at random.
+
+    A random walk of the knobs ruins nearly every run, and there is little to learn from ruins.
+    """
+    action_net = getattr(model.policy, "action_net", None)
+    if knobs.action == "discrete" and isinstance(action_net, nn.Linear):
+        start = 0
+        with torch.no_grad():
+            for knob in knobs.knobs:
+                action_net.bias[start + knob.still] += STANDING_STILL
+                start += len(knob.steps)

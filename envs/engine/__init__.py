@@ -1,0 +1,1 @@
+"""What runs loops: one plainly (``reference``), many in lockstep (``lanes``)."""

@@ -1,0 +1,306 @@
+"""ReferenceLoop: one inner run as an ordinary PyTorch loop. The readable path, and the one for real wall-clock.
+
+It reads the same samples and adds up the same telemetry as a lane of ``Lanes`` (or, given another library's optimizer,
+of ``LibraryLanes``), and tests hold them together step by step; where they differ, this file is right by definition.
+What a plan leaves out is really not done here: a frozen prefix builds no graph, samples that are not kept are scored
+without one, and optimizer state outside the active blocks is not touched.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.randomness import candidate_indices, make_key
+from loopwright.envs.engine.update import ADAM_EPS
+from loopwright.envs.engine.weights import draw_weights
+from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
+from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.telemetry import SUMS
+from loopwright.inner_tasks.losses import metric, sample_losses
+from loopwright.inner_tasks.task import Split, Task
+
+Tensors = list[torch.Tensor]
+
+
+class ReferenceLoop:
+    """Train ``task`` from ``seed``, ``microbatch`` samples per tick, under whatever plan ``run`` is given.
+
+    Args:
+        task, seed, microbatch, dtype: as in ``Lanes``.
+        telemetry: whether statistics of the gradient are kept; without, only ticks, cost and loss are summed.
+        own_optimizer: another library's optimizer, which then updates; of a plan ``batch``, ``clip`` and ``average``
+            are left.
+        updates: how many updates that optimizer will make at most.
+    """
+
+    # All that changes while it trains, besides the weights; a snapshot holds these.
+    STATE = ("momentum", "second_moment", "gradient_sum", "average", "previous", "last_loss", "microbatch_read",
+             "ticks", "cursor", "uses", "updates", "count", "loss_sum", "beta1_product", "beta2_product")  # fmt: skip
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        *,
+        microbatch: int = 16,
+        dtype: torch.dtype = torch.float32,
+        telemetry: bool = True,
+        own_optimizer: OwnOptimizer | None = None,
+        updates: int = 1,
+    ) -> None:
+        self.task, self.microbatch, self.dtype, self.telemetry = task, microbatch, dtype, telemetry
+        self.model = task.model.build()
+        nn.utils.vector_to_parameters(draw_weights(task, seed), self.model.parameters())
+        self.model.to(dtype)
+        self.cost = measure_cost(task.model)
+        self.parameters = list(self.model.parameters())
+        self.library = own_optimizer.make(self.parameters, updates) if own_optimizer else None
+        self.block_of = [b for b, block in enumerate(self.model) for _ in block.parameters()]
+        self.momentum, self.second_moment, self.gradient_sum, self.previous = (
+            [torch.zeros_like(p) for p in self.parameters] for _ in range(4)
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.last_loss = torch.full((len(task.train),), math.inf, dtype=dtype)
+        self.microbatch_read = torch.zeros(microbatch, dtype=torch.int64)
+        self.key = make_key(torch.tensor([seed]))
+        self.cursor, self.uses = -1, 2**40  # the first tick reads a new microbatch, whatever ``echo`` is
+        self.ticks = self.updates = self.count = 0
+        self.loss_sum = 0.0  # over the microbatches gathered so far
+        self.beta1_product = [1.0] * len(self.model)
+        self.beta2_product = [1.0] * len(self.model)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything ``restore`` needs to come back to this moment."""
+        state = {name: getattr(self, name) for name in self.STATE}
+        return copy.deepcopy(state | {"weights": [p.detach() for p in self.parameters]})
+
+    @torch.no_grad()
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        for p, weights in zip(self.parameters, snapshot["weights"], strict=True):
+            p.copy_(weights)
+        for name in self.STATE:
+            setattr(self, name, copy.deepcopy(snapshot[name]))
+
+    @torch.no_grad()
+    def step_ratio(self) -> torch.Tensor:
+        """As ``Lanes.step_ratio``: how many times as long adamw's step is as sgd's, ``[1]``; 1 before any update."""
+        square = 0.0
+        for i, b in enumerate(self.block_of):
+            if self.beta1_product[b] < 1:
+                first = self.momentum[i] / (1 - self.beta1_product[b])
+                step = first / ((self.second_moment[i] / (1 - self.beta2_product[b])).sqrt() + ADAM_EPS)
+                square += _dot([step], [step])
+        momentum = math.sqrt(_dot(self.momentum, self.momentum))
+        ratio = math.sqrt(square) / momentum if momentum > 0 else 1.0
+        return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
+
+    def run(self, plan: LoopPlan, ticks: int) -> torch.Tensor:
+        """Advance by ``ticks`` and return the telemetry sums ``[len(SUMS)]``."""
+        sums = dict.fromkeys(SUMS, 0.0)
+        for _ in range(ticks):
+            active = self._activate(plan)
+            loss, fresh = self._gradient(plan, self._next_microbatch(plan), active)
+            for i in set(range(len(self.parameters))).difference(active):
+                self.gradient_sum[i].zero_()  # a block that leaves the path loses what it had gathered
+            for i, own in zip(active, fresh, strict=True):
+                self.gradient_sum[i] += own
+            self.ticks += 1
+            self.count += 1
+            self.loss_sum += loss
+            sums["ticks"] += 1
+            sums["cost"] += self._tick_cost(plan)
+            sums["loss"] += loss
+            sums["loss_square"] += loss**2
+            if self.telemetry and self.library is None:
+                sums["microbatch_square"] += _dot(fresh, fresh)
+            if self.count >= plan.batch:
+                if self.library is None:
+                    self._update(plan, active, sums)
+                else:
+                    self._update_by(self.library, plan)
+        if self.library is not None and plan.average == 0:
+            self._keep_judged(self.library)
+        return torch.tensor([sums[name] for name in SUMS])
+
+    def _next_microbatch(self, plan: LoopPlan) -> torch.Tensor:
+        """The samples read last once more, or new ones: of each three candidates the one that ``order`` prefers."""
+        self.uses += 1
+        if self.uses <= plan.echo:
+            return self.microbatch_read
+        self.cursor, self.uses = self.cursor + 1, 1
+        drawn = candidate_indices(self.key, torch.tensor([self.cursor]), self.microbatch, len(self.task.train))
+        candidates = torch.cat(drawn)  # [3, microbatch]
+        if plan.order == "shuffled":
+            chosen = candidates[0]
+        else:
+            loss = self.last_loss[candidates]
+            score = loss if plan.order == "hard-first" else -loss
+            score = torch.where(loss == math.inf, math.inf, score)  # those never seen come first in either order
+            chosen = candidates.gather(0, score.argmax(dim=0)[None])[0]
+        self.microbatch_read = chosen
+        return chosen
+
+    def _path(self, plan: LoopPlan) -> tuple[int, int]:
+        """First active block, and the one after the last."""
+        blocks = len(self.model)
+        length = min(max(round(plan.depth * blocks), 1), blocks)
+        if plan.sweep == "joint":
+            return blocks - length, blocks
+        turn = self.updates % length
+        block = blocks - length + turn if plan.sweep == "bottom-up" else blocks - 1 - turn
+        return block, block + 1
+
+    def _activate(self, plan: LoopPlan) -> list[int]:
+        """Let autograd see the active blocks only; the positions of their parameters."""
+        low, high = self._path(plan)
+        for b, block in enumerate(self.model):
+            block.requires_grad_(low <= b < high)
+        return [i for i, b in enumerate(self.block_of) if low <= b < high]
+
+    def _gradient(self, plan: LoopPlan, index: torch.Tensor, active: list[int]) -> tuple[float, Tensors]:
+        """Mean loss of the whole microbatch, and the gradient of its kept samples in the active parameters."""
+        inputs, labels = self._cast(self.task.train.inputs[index]), self._cast(self.task.train.labels[index])
+        kept = self._kept(plan)
+        if kept < self.microbatch:
+            with torch.no_grad():
+                scores = sample_losses(self.task.loss, self.model(inputs), labels)
+            chosen = scores.argsort(descending=True, stable=True)[:kept]
+            inputs, labels = inputs[chosen], labels[chosen]
+        losses = sample_losses(self.task.loss, self.model(inputs), labels)
+        gradient = torch.autograd.grad(losses.mean(), [self.parameters[i] for i in active])
+        seen = losses.detach() if kept == self.microbatch else scores
+        self.last_loss[index] = seen
+        return seen.mean().item(), list(gradient)
+
+    def _kept(self, plan: LoopPlan) -> int:
+        """How many samples of a microbatch are back-propagated."""
+        return min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+
+    def _tick_cost(self, plan: LoopPlan) -> float:
+        low, _ = self._path(plan)
+        per_sample = self.cost.path[low] if plan.sweep == "joint" else self.cost.single[low]
+        kept = self._kept(plan)
+        scoring = self.cost.forward * self.microbatch if kept < self.microbatch else 0.0
+        return kept * per_sample + scoring
+
+    @torch.no_grad()
+    def _update(self, plan: LoopPlan, active: list[int], sums: dict[str, float]) -> None:
+        gradient = [self.gradient_sum[i] / self.count for i in active]
+        shrink = 1.0
+        if self.telemetry or plan.clip < math.inf:
+            norm = math.sqrt(_dot(gradient, gradient))
+            shrink = min(1.0, plan.clip / norm) if norm > 0 else 1.0
+        if self.telemetry:
+            self._measure_gradient(active, gradient, norm, shrink, sums)
+            self._measure_curvature(plan, active, gradient, sums)
+
+        for b in {self.block_of[i] for i in active}:
+            self.beta1_product[b] *= plan.momentum
+            self.beta2_product[b] *= plan.second_momentum
+        step_square = weight_square = 0.0
+        for i, own in zip(active, gradient, strict=True):
+            p, b = self.parameters[i], self.block_of[i]
+            self.momentum[i].lerp_(own * shrink, 1 - plan.momentum)
+            self.second_moment[i].lerp_((own * shrink) ** 2, 1 - plan.second_momentum)
+            if plan.optimizer == "adamw":
+                first = self.momentum[i] / (1 - self.beta1_product[b])
+                second = self.second_moment[i] / (1 - self.beta2_product[b])
+                direction = first / (second.sqrt() + ADAM_EPS)
+            else:
+                direction = self.momentum[i]
+            step = plan.learning_rate * (direction + plan.weight_decay * p)
+            p.sub_(step)
+            if self.telemetry:
+                step_square += _dot([step], [step])
+                weight_square += _dot([p], [p])
+            self.previous[i] = own
+        if self.telemetry:
+            sums["log_step_ratio"] += _log(math.sqrt(step_square)) - _log(math.sqrt(weight_square))
+        self._average_and_forget(plan)
+
+    @torch.no_grad()
+    def _update_by(self, library: LibraryUpdate, plan: LoopPlan) -> None:
+        for p, gathered in zip(self.parameters, self.gradient_sum, strict=True):
+            p.grad = gathered / self.count
+        if plan.clip < math.inf:
+            nn.utils.clip_grad_norm_(self.parameters, plan.clip)
+        library.step(self.loss_sum / self.count)
+        if plan.average > 0:
+            self._average_and_forget(plan)
+        else:  # what is judged is asked of the optimizer, once before it is looked at
+            self._forget_gradient()
+
+    @torch.no_grad()
+    def _keep_judged(self, library: LibraryUpdate) -> None:
+        library.evaluate(True)
+        for average, p in zip(self.average, self.parameters, strict=True):
+            average.copy_(p)
+        library.evaluate(False)
+
+    def _average_and_forget(self, plan: LoopPlan) -> None:
+        kept = 0.5 ** (self.count / plan.average) if plan.average > 0 else 0.0
+        for average, p in zip(self.average, self.parameters, strict=True):
+            average.lerp_(p, 1 - kept)
+        self._forget_gradient()
+
+    def _forget_gradient(self) -> None:
+        for gathered in self.gradient_sum:
+            gathered.zero_()
+        self.updates, self.count, self.loss_sum = self.updates + 1, 0, 0.0
+
+    def _measure_gradient(
+        self, active: list[int], gradient: Tensors, norm: float, shrink: float, sums: dict[str, float]
+    ) -> None:
+        momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
+        before_norm, momentum_norm = math.sqrt(_dot(before, before)), math.sqrt(_dot(momentum, momentum))
+        along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
+        sums["updates"] += 1
+        sums["gradient_square"] += norm**2
+        sums["gradient_dot"] += along_before
+        sums["log_gradient_norm"] += _log(norm)
+        sums["log_gradient_norm_square"] += _log(norm) ** 2
+        sums["gradient_cosine"] += along_before / max(norm, 1e-15) / max(before_norm, 1e-15)
+        sums["momentum_cosine"] += along_momentum / max(norm, 1e-15) / max(momentum_norm, 1e-15)
+        sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
+        sums["clipped"] += shrink < 1
+
+    def _measure_curvature(self, plan: LoopPlan, active: list[int], gradient: Tensors, sums: dict[str, float]) -> None:
+        """How the gradient turned over the last step, and the slope it had along it (see ``telemetry.summarise``)."""
+        momentum, turned = [self.momentum[i] for i in active], [self.previous[i] for i in active]
+        turned = [old - new for old, new in zip(turned, gradient, strict=True)]
+        if plan.optimizer == "adamw":
+            roots = (self.second_moment[i].sqrt() + ADAM_EPS for i in active)
+            direction = [m / root for m, root in zip(momentum, roots, strict=True)]
+            # The bias of the second moment cancels in the ratio, that of the first is left.
+            bias = 1 - self.beta1_product[self.block_of[active[-1]]]
+        else:
+            direction, bias = momentum, 1.0
+        sums["turn"] += _dot(turned, direction)
+        sums["slope"] += _dot(momentum, direction) / bias if bias > 0 else 0.0
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Mean loss and metric of the averaged weights on a split."""
+        named = dict(zip((name for name, _ in self.model.named_parameters()), self.average, strict=True))
+        outputs = torch.func.functional_call(self.model, named, (self._cast(split.inputs),))
+        labels = self._cast(split.labels)
+        return (
+            sample_losses(self.task.loss, outputs, labels).mean().item(),
+            metric(self.task.loss, outputs, labels).item(),
+        )
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Numbers, unless they are tokens or classes, in the loop's dtype."""
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _dot(a: Tensors, b: Tensors) -> float:
+    return sum(torch.dot(x.flatten(), y.flatten()).item() for x, y in zip(a, b, strict=True))
+
+
+def _log(norm: float) -> float:
+    return math.log(max(norm, 1e-15))

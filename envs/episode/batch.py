@@ -1,0 +1,251 @@
+"""EpisodeBatch: inner runs with a budget and a target, advanced one decision at a time. The core of every environment.
+
+A batch owns the lanes of one shape, charges what they cost, lets the guard restore what diverged, evaluates the target
+split after every decision, pays the reward and says how an episode ended. It takes *plans*, so schedules and learned
+policies go through the same code; ``KnobSet`` turns an agent's action into a plan first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.engine.library_lanes import LibraryLanes
+from loopwright.envs.engine.randomness import control_indices
+from loopwright.envs.episode.budget import Budget
+from loopwright.envs.episode.decision import DIVERGED, HIT, MISS, OUTCOMES, RUNNING, Decision, Step
+from loopwright.envs.episode.hold_rule import HoldRule
+from loopwright.envs.episode.progress import ProgressMeter
+from loopwright.envs.episode.recorder import Recorder
+from loopwright.envs.episode.reward import Judgement, find_reward
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.snapshots import BestStates, LaneSnapshots
+from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
+from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
+from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
+from loopwright.envs.loop.observer import Observer, Reading
+from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.loop.telemetry import SUMS, Telemetry, summarise
+from loopwright.inner_tasks.task import Calibration, Task
+
+
+class EpisodeBatch:
+    """``lanes`` episodes of tasks of one shape.
+
+    Args:
+        template: any task of the shape.
+        lanes: how many episodes run side by side.
+        settings: see ``EpisodeSettings``.
+        needs: what the controller is shown, and charged for.
+        rolls_back: whether plans may ask for a rollback; if not, the best states are not kept.
+        library: whether optimizers of other libraries make the updates; the guard, which does not know their state,
+            is then off.
+        recorder: keeps the audit logs, or None.
+
+    Attributes:
+        plans: what the next decision starts from, ``[len(PLAN_FIELDS), lanes]``; the guard's halvings are in it.
+        observation: what there is to see before it, ``[lanes, len(OBSERVATION_NAMES)]``.
+        budget: geq spent and allowed.
+        hit: whether and at what cost the target was held.
+    """
+
+    def __init__(
+        self,
+        template: Task,
+        lanes: int,
+        settings: EpisodeSettings,
+        *,
+        needs: Needs = Needs.OBSERVATION,
+        rolls_back: bool = False,
+        library: bool = False,
+        recorder: Recorder | None = None,
+    ) -> None:
+        settings = replace(settings, guard=0) if library else settings
+        self.settings, self.needs, self.recorder = settings, needs, recorder
+        options: dict[str, Any] = {
+            "microbatch": settings.microbatch, "compile": settings.compile, "device": settings.device,
+        }  # fmt: skip
+        self.lanes = (LibraryLanes if library else Lanes)(template, lanes, **options)
+        self.setup = {
+            "settings": asdict(settings), "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value,
+            "rolls_back": rolls_back, "engine": type(self.lanes).__name__,
+        }  # fmt: skip
+        look = measure_cost(template.model).look(min(settings.control_batch, len(template.control)))
+        self._look = look if needs.looks else 0.0
+        self.tasks: list[Task | None] = [None] * lanes
+        self.plans = stack_plans([LoopPlan()] * lanes)
+        self.observation = torch.zeros(lanes, len(OBSERVATION_NAMES))
+        self.budget, self.hit = Budget(lanes), HoldRule(lanes)
+        self.guard = None
+        if settings.guard:
+            slots = LaneSnapshots(self.lanes), LaneSnapshots(self.lanes)
+            self.guard = Guard(slots, lanes, settings.guard)
+        self._best_states = BestStates(self.lanes) if rolls_back else None
+        self._observer = Observer(lanes)
+        self._shown = torch.tensor([name in needs.names for name in OBSERVATION_NAMES])
+        self._progress, self._phi = ProgressMeter(lanes), torch.zeros(lanes)
+        self._reward = find_reward(settings.reward)
+        self._live = torch.zeros(lanes, dtype=torch.bool)
+
+    @property
+    def live(self) -> torch.Tensor:
+        """The lanes whose episode has begun and not ended, a mask."""
+        return self._live.clone()
+
+    @property
+    def rate_scale(self) -> torch.Tensor:
+        """The product of the guard's halvings of the learning rate, ``[lanes]``."""
+        return torch.ones(len(self.tasks)) if self.guard is None else self.guard.rate_scale
+
+    def begin(
+        self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int], plans: Sequence[LoopPlan]
+    ) -> None:
+        """Start episodes in ``lanes``. Raises ``UncalibratedTaskError`` for a task without a target."""
+        calibrations = [_calibration_of(task) for task in tasks]
+        targets = torch.tensor([c.target for c in calibrations])
+        budgets = torch.tensor([c.cost for c in calibrations]).double() * self.settings.budget_factor
+        index = torch.tensor(list(lanes))
+        self.lanes.load(lanes, tasks, seeds)
+        for lane, task in zip(lanes, tasks, strict=True):
+            self.tasks[lane] = task
+        self.plans[:, index] = stack_plans(plans)
+        self.budget.begin(index, budgets, self._look)
+        self.hit.begin(index, targets)
+        self._progress.begin(lanes, calibrations)
+        self._phi[index], self._live[index] = 0.0, True
+        control_loss = self._measure_control()
+        if self.guard is not None:
+            self.guard.begin(index, control_loss[index])
+        if self._best_states is not None:
+            self._best_states.begin(index)
+        if self.needs.looks:
+            self._observer.begin(lanes, control_loss[index], targets.tolist())
+            nobody = torch.zeros_like(self._live)
+            self.observation[index] = self._observe(None, control_loss, trained=nobody, restored=nobody)[index]
+        if self.recorder is not None:
+            starts = unstack_plans(self.plans[:, index])  # as they are executed, which is to float32 precision
+            for lane, task, seed, start in zip(lanes, tasks, seeds, starts, strict=True):
+                self.recorder.begin(lane, task, seed, start, float(self.budget.total[lane]), self.setup)
+
+    def end(self, lanes: Sequence[int]) -> None:
+        """Break off the episodes in ``lanes``: what these lanes do from now on is nobody's, and not on record."""
+        self._live[list(lanes)] = False
+        if self.recorder is not None:
+            self.recorder.end(lanes)
+
+    def step_ratio(self) -> torch.Tensor:
+        """What a switch of optimizer multiplies or divides the learning rate by (``KnobSet.move``), ``[lanes]``."""
+        return self.lanes.step_ratio().cpu()
+
+    def decide(self, plans: torch.Tensor, actions: npt.NDArray[np.generic] | None = None) -> Decision:
+        """Train every lane for one decision under ``plans [len(PLAN_FIELDS), lanes]`` and judge the result.
+
+        ``actions [lanes, knobs]`` are what the plans came from, for the ledger. Raises ``LoopwrightError`` for a plan
+        that rolls back in a batch that keeps no best states.
+        """
+        seen, found = self.observation, self.plans
+        self._roll_back(plans[ROW["rollback"]] > 0)
+        sums = self._train(plans)
+        telemetry = summarise(sums)
+        verdict, given_up = self._watch(sums, telemetry, plans)
+        loss, metric = (value.cpu() for value in self.lanes.evaluate("target"))
+        self._see(telemetry, verdict == FINE)
+        decision = self._judge(loss, metric, verdict, given_up)
+        self._live &= ~decision.done
+        if self.recorder is not None:
+            step = Step(seen, found, actions, plans, telemetry, decision)
+            self.recorder.record(step, self.describe(decision), self.needs)
+        return decision
+
+    def describe(self, decision: Decision) -> dict[str, list[Any]]:
+        """Where every lane stands after ``decision``, as lists ``[lanes]`` of plain values by name."""
+        return {
+            "task": [None if task is None else task.name for task in self.tasks],
+            "cost": self.budget.cost.tolist(),
+            "budget": self.budget.total.tolist(),
+            "loss": decision.loss.tolist(),
+            "metric": decision.metric.tolist(),
+            "outcome": [OUTCOMES[code] for code in decision.outcome.tolist()],
+            "verdict": [VERDICTS[code] for code in decision.verdict.tolist()],
+        }
+
+    def _roll_back(self, asked: torch.Tensor) -> None:
+        if not asked.any():
+            return
+        if self._best_states is None:
+            raise LoopwrightError("a plan asks for a rollback, but this batch was made with rolls_back=False")
+        self._best_states.restore(asked)
+        if self.guard is not None:
+            self.guard.rolled_back(asked)
+
+    def _train(self, plans: torch.Tensor) -> torch.Tensor:
+        """Run the ticks of a decision and charge them; their sums."""
+        sums = self.lanes.run(plans, self.settings.ticks_per_decision).cpu()
+        self.budget.charge(sums[SUMS.index("cost")], self._look)
+        self.plans = plans.clone()
+        return sums
+
+    def _watch(
+        self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The guard's verdict, and which runs it gives up."""
+        if self.guard is None:
+            return torch.full((len(self.tasks),), FINE), torch.zeros(len(self.tasks), dtype=torch.bool)
+        verdict, given_up = self.guard.watch(sums, telemetry, plans)
+        self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
+        return verdict, given_up
+
+    def _see(self, telemetry: Telemetry, fine: torch.Tensor) -> None:
+        """Look at the control split, if it is paid for; keep the best states by what the controller may know."""
+        known = telemetry.loss
+        if self.needs.looks:
+            trained = torch.ones_like(self._live)
+            self.observation = self._observe(telemetry, self._measure_control(), trained=trained, restored=~fine)
+            known = self._observer.log_loss
+        if self._best_states is not None:
+            self._best_states.keep(known, fine)
+
+    def _judge(
+        self, loss: torch.Tensor, metric: torch.Tensor, verdict: torch.Tensor, given_up: torch.Tensor
+    ) -> Decision:
+        """Who has hit the target, missed it or diverged, and what the decision is worth."""
+        hit = self.hit.see(loss, self.budget.cost)
+        # With a guard it is for the guard to say so: weights that exploded in the last tick show at the next.
+        diverged = (given_up if self.guard is not None else ~torch.isfinite(loss)) & ~hit
+        missed = self.budget.exhausted & ~hit & ~diverged
+        outcome = torch.where(hit, HIT, torch.where(diverged, DIVERGED, torch.where(missed, MISS, RUNNING)))
+        phi, bill = torch.where(hit, 1.0, self._progress.see(loss)), self.budget.bill()
+        reward = self._reward(
+            Judgement(self._phi, phi, bill.share, bill.spent, hit, missed, diverged, self.settings.discount)
+        )
+        self._phi = phi
+        return Decision(reward, outcome, verdict, loss, metric)
+
+    def _measure_control(self) -> torch.Tensor:
+        """The loss on the next control batch, ``[lanes]``."""
+        lanes = self.lanes
+        key, ticks = lanes.state.counters[:2]
+        size = lanes.splits["control"][1].shape[1]
+        index = control_indices(key, ticks, min(self.settings.control_batch, size), size)
+        return lanes.evaluate("control", index)[0].cpu()
+
+    def _observe(
+        self, telemetry: Telemetry | None, control_loss: torch.Tensor, *, trained: torch.Tensor, restored: torch.Tensor
+    ) -> torch.Tensor:
+        guard_left = None if self.guard is None else 1 - self.guard.interventions / self.guard.limit
+        reading = Reading(telemetry, control_loss, self.plans, self.budget.left, trained, restored, guard_left)
+        return torch.where(self._shown, self._observer.observe(reading), 0.0)
+
+
+def _calibration_of(task: Task) -> Calibration:
+    if task.calibration is None:
+        raise UncalibratedTaskError(
+            f"task {task.name} has no calibrated target; use loopwright.calibrate(task), or the command: loopwright "
+            f"calibrate"
+        )
+    return task.calibration

@@ -1,0 +1,84 @@
+"""Recorder: writes the ledgers of the episodes of a batch, one file each, into a folder."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopwright.envs.episode.decision import Step
+from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.ledger import Author, Ledger, read_versions
+from loopwright.envs.loop.observation import Needs, name_features
+from loopwright.envs.loop.plan import LoopPlan, unstack_plans
+from loopwright.envs.loop.telemetry import Telemetry
+from loopwright.inner_tasks.task import SPLITS, Task
+
+
+@lru_cache(maxsize=1024)
+def fingerprint_task(task: Task) -> str:
+    """SHA-256 of a task's model, data, initial scale and calibration."""
+    digest = hashlib.sha256(repr((task.model, task.initial_scale, task.calibration)).encode())
+    for name in SPLITS:
+        split = getattr(task, name)
+        digest.update(split.inputs.numpy().tobytes() + split.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Recorder:
+    """Listens to a batch of episodes and keeps a ledger of each.
+
+    Args:
+        folder: where the files go, named after task and seed.
+        author: who decides.
+    """
+
+    def __init__(self, folder: Path, author: Author | None = None) -> None:
+        self._folder, self._author = folder, author or Author()
+        self._ledgers: dict[int, Ledger] = {}
+        self._decisions: dict[int, int] = {}
+
+    def begin(self, lane: int, task: Task, seed: int, start: LoopPlan, budget: float, setup: dict[str, Any]) -> None:
+        """Start the ledger of an episode; a file name already taken gets a number. ``setup`` is the batch's."""
+        header = {
+            "task": task.name, "task_fingerprint": fingerprint_task(task), "seed": seed, "lane": lane,
+            "start": start.as_json(), "budget": budget,
+            "target": None if task.calibration is None else task.calibration.target,
+            "author": asdict(self._author), "versions": read_versions(), **setup,
+        }  # fmt: skip
+        name = f"{task.name.replace(':', '-')}-seed-{seed}"
+        for number in itertools.count(1):
+            path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
+            try:
+                self._ledgers[lane] = Ledger.create(path, header)
+            except LedgerError:
+                continue
+            break
+        self._decisions[lane] = 0
+
+    def end(self, lanes: Iterable[int]) -> None:
+        """Close the ledgers of ``lanes``, where one is open, after what was last written."""
+        for lane in lanes:
+            self._ledgers.pop(lane, None)
+
+    def record(self, step: Step, state: Mapping[str, Sequence[Any]], needs: Needs) -> None:
+        """Write a decision to every open ledger; ``state`` is what the batch says of its lanes after it."""
+        found, chosen = unstack_plans(step.found), unstack_plans(step.plans)
+        for lane in list(self._ledgers):
+            entry = {
+                "decision": self._decisions[lane],
+                "observation": name_features(step.seen[lane].tolist(), needs),
+                "action": None if step.actions is None else np.asarray(step.actions)[lane].tolist(),
+                "plan_before": found[lane].as_json(),
+                "plan": chosen[lane].as_json(),
+                "telemetry": {f.name: float(getattr(step.telemetry, f.name)[lane]) for f in fields(Telemetry)},
+                "reward": float(step.decision.reward[lane]),
+                **{name: state[name][lane] for name in ("cost", "loss", "metric", "outcome", "verdict")},
+            }
+            self._ledgers[lane].append(entry)
+            self._decisions[lane] += 1
+        self.end(step.decision.done.nonzero().flatten().tolist())

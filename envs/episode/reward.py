@@ -1,0 +1,77 @@
+"""Reward: what a decision was worth. Progress is counted in baseline-equivalent cost, so that tasks compare.
+
+E(L) is the geq at which the task's best static configuration first reaches loss L (its calibrated median curve,
+interpolated); phi = min(E(best loss so far) / C*, 1), with C* its cost to the target (``progress`` measures it).
+``REWARDS`` holds the choices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from loopwright.envs.loop.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reward may be made of, each ``[lanes]``.
+
+    Attributes:
+        phi_before, phi: progress before and after the decision, in [0, 1]; 1 on a hit.
+        share: what the decision cost, as a share of the budget.
+        spent: share of the budget spent, this decision included.
+        hit, missed, diverged: whether the episode has just ended so.
+        discount: the agent's, per decision, in (0, 1].
+    """
+
+    phi_before: torch.Tensor
+    phi: torch.Tensor
+    share: torch.Tensor
+    spent: torch.Tensor
+    hit: torch.Tensor
+    missed: torch.Tensor
+    diverged: torch.Tensor
+    discount: float = 1.0
+
+
+def reward_progress(j: Judgement) -> torch.Tensor:
+    """``reward_time`` + discount x phi after - phi before, with phi 0 where an episode has ended.
+
+    Potential-based shaping (Ng et al. 1999, theorem 1): it moves no optimum, at the discount it is given. Without a
+    discount an episode that hits returns 1 - the share of the budget it used, whatever its way, and one that misses or
+    diverges -1, however near it came.
+    """
+    ended = j.hit | j.missed | j.diverged
+    return reward_time(j) + torch.where(ended, 0.0, j.discount * j.phi) - j.phi_before
+
+
+def reward_time(j: Judgement) -> torch.Tensor:
+    """1 on a hit, less cost / budget. A run that diverges pays for the budget it has not used, as a miss has."""
+    return j.hit.float() - _bill(j)
+
+
+def reward_anytime(j: Judgement) -> torch.Tensor:
+    """phi times cost / budget: the return is the mean progress over the budget, in [0, 1].
+
+    From a hit on progress stays 1; a run that diverged earns nothing more.
+    """
+    return j.phi * j.share + torch.where(j.hit, 1 - j.spent, 0.0)
+
+
+def _bill(j: Judgement) -> torch.Tensor:
+    return torch.where(j.diverged, j.share + 1 - j.spent, j.share)
+
+
+REWARDS: dict[str, Callable[[Judgement], torch.Tensor]] = {
+    "progress": reward_progress,
+    "time": reward_time,
+    "anytime": reward_anytime,
+}
+
+
+def find_reward(name: str) -> Callable[[Judgement], torch.Tensor]:
+    """The reward of that name. Raises ``UnknownNameError`` otherwise."""
+    if name not in REWARDS:
+        raise UnknownNameError("reward", name, list(REWARDS))
+    return REWARDS[name]

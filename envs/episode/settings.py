@@ -1,0 +1,44 @@
+"""EpisodeSettings: how an inner run is cut into decisions, what it may cost and what it earns."""
+
+import math
+from dataclasses import dataclass
+
+from loopwright.envs.episode.reward import find_reward
+from loopwright.envs.loop.errors import LoopwrightError
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How an inner run is cut into decisions and what it may cost.
+
+    Attributes:
+        microbatch: samples per tick.
+        ticks_per_decision: ticks under one plan.
+        control_batch: samples of the control split looked at, and charged, per decision.
+        budget_factor: the budget, in multiples of the task's calibrated cost to target C*.
+        reward: what a decision earns: "progress", "time" or "anytime" (``envs.episode.reward``).
+        guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
+        discount: the agent's discount per decision, in (0, 1], which the shaping in "progress" takes into account.
+        compile: fuse the tick with ``torch.compile``.
+        device: where the lanes live.
+    """
+
+    microbatch: int = 16
+    ticks_per_decision: int = 16
+    control_batch: int = 16
+    budget_factor: float = 3.0
+    reward: str = "progress"
+    guard: int = 5
+    discount: float = 1.0
+    compile: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, least in (("microbatch", 1), ("ticks_per_decision", 1), ("control_batch", 1), ("guard", 0)):
+            if getattr(self, name) < least:
+                raise LoopwrightError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if not 0 < self.budget_factor < math.inf:
+            raise LoopwrightError(f"budget_factor must be finite and above 0, got {self.budget_factor}")
+        if not 0 < self.discount <= 1:
+            raise LoopwrightError(f"discount must lie in (0, 1], got {self.discount}")
+        find_reward(self.reward)  # raises for an unknown name

@@ -1,0 +1,51 @@
+"""What runs in lanes can be brought back to: stored copies of their state."""
+
+import math
+
+import torch
+
+from loopwright.envs.engine.lanes import Lanes
+
+
+class LaneSnapshots:
+    """One stored state for each run of ``lanes``."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes, self._stored = lanes, lanes.empty_state()
+
+    def save(self, chosen: torch.Tensor) -> None:
+        """Store the present state of the lanes ``chosen``, a mask ``[lanes]``."""
+        if chosen.any():
+            index = chosen.nonzero()[:, 0]
+            self._stored.copy_lanes(index, self._lanes.state, index)
+
+    def restore(self, chosen: torch.Tensor) -> None:
+        """Bring the lanes ``chosen`` back to what was stored for them."""
+        if chosen.any():
+            index = chosen.nonzero()[:, 0]
+            self._lanes.state.copy_lanes(index, self._stored, index)
+
+
+class BestStates:
+    """The state at which each run had its lowest loss."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._states = LaneSnapshots(lanes)
+        self._loss = torch.full((lanes.lanes,), math.inf)  # at which those were taken
+
+    def begin(self, index: torch.Tensor) -> None:
+        """A new run in the lanes ``index``: its state before training is the best so far."""
+        begun = torch.zeros(len(self._loss), dtype=torch.bool)
+        begun[index] = True
+        self._loss[index] = math.inf
+        self._states.save(begun)
+
+    def keep(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
+        """Store the states of runs that are ``fine`` and whose ``loss`` is lower than ever; both ``[lanes]``."""
+        better = fine & (loss < self._loss)
+        self._loss = torch.where(better, loss, self._loss)
+        self._states.save(better)
+
+    def restore(self, chosen: torch.Tensor) -> None:
+        """Bring the runs ``chosen``, a mask, back."""
+        self._states.restore(chosen)

@@ -1,0 +1,124 @@
+"""KnobSet: the knobs that one environment or policy moves, and what an action does to the plans.
+
+Action 0 of the box kind, or the discrete action whose step is 0, leaves a field alone.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
+from loopwright.envs.loop.knobs import KNOBS
+from loopwright.envs.loop.plan import ROW
+
+KNOB_SETS: dict[str, tuple[str, ...]] = {
+    "lr-momentum": ("lr", "momentum"),
+    "clip": ("clip",),
+    "core": ("lr", "momentum", "weight_decay", "clip", "batch", "optimizer", "average"),
+    "loop": ("batch", "average", "optimizer", "depth", "keep", "order", "echo", "sweep", "rollback"),
+    "all": tuple(KNOBS),
+}
+
+
+class KnobSet:
+    """The knobs of one environment: its action space, and what an action does to the plans.
+
+    Args:
+        name: one of ``KNOB_SETS``, or knob names joined by ``+``, such as ``"lr+clip"``.
+        action: ``"discrete"`` for a MultiDiscrete space, ``"box"`` for a Box in [-1, 1].
+
+    Raises:
+        UnknownNameError: the name or the kind of action is not known.
+    """
+
+    def __init__(self, name: str, action: str = "discrete") -> None:
+        names = KNOB_SETS.get(name, tuple(name.split("+")))
+        for knob in names:
+            if knob not in KNOBS:
+                raise UnknownNameError("knob or knob set", knob, [*KNOB_SETS, *KNOBS])
+        if len(set(names)) != len(names):
+            raise LoopwrightError(f"a knob is named twice in {name!r}")
+        if action not in ("discrete", "box"):
+            raise UnknownNameError("kind of action", action, ["discrete", "box"])
+        self.name, self.action = name, action
+        self.knobs = [KNOBS[knob] for knob in names]
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether an action can ask for a rollback."""
+        return any(knob.field == "rollback" for knob in self.knobs)
+
+    @property
+    def choices(self) -> list[int]:
+        """How many discrete actions each knob has."""
+        return [len(knob.steps) for knob in self.knobs]
+
+    def sample(self, rng: np.random.Generator) -> npt.NDArray[np.generic]:
+        """An action ``[knobs]`` drawn uniformly."""
+        if self.action == "box":
+            return rng.uniform(-1, 1, len(self.knobs)).astype(np.float32)
+        return (rng.random(len(self.knobs)) * self.choices).astype(np.int64)
+
+    def check(self, actions: npt.ArrayLike, lanes: int) -> npt.NDArray[np.generic]:
+        """The actions as ``[lanes, knobs]``, or ``InvalidActionError`` saying what is wrong with them."""
+        array = np.asarray(actions)
+        if array.shape != (lanes, len(self.knobs)):
+            raise InvalidActionError(f"actions have shape {array.shape}; this space takes {(lanes, len(self.knobs))}")
+        if not np.issubdtype(array.dtype, np.number) or not np.all(np.isfinite(array)):
+            raise InvalidActionError(f"actions must be finite numbers, got {array.tolist()}")
+        if self.action == "box":
+            low, high = np.full(len(self.knobs), -1), np.full(len(self.knobs), 1)
+        else:
+            low, high = np.zeros(len(self.knobs), int), np.array(self.choices) - 1
+            if not np.issubdtype(array.dtype, np.integer):
+                raise InvalidActionError(f"a MultiDiscrete action holds whole numbers, got {array.dtype}")
+            array = array.astype(np.int64)  # torch would take uint8 for a mask, and refuse other unsigned widths
+        outside = np.flatnonzero(((array < low) | (array > high)).any(axis=1))
+        if len(outside):
+            lane = int(outside[0])
+            raise InvalidActionError(
+                f"action {array[lane].tolist()} of lane {lane} is out of bounds: "
+                f"accepted {low.tolist()} to {high.tolist()}"
+            )
+        return array
+
+    def apply(
+        self, actions: npt.ArrayLike, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The plans ``[fields, lanes]`` after ``actions [lanes, knobs]``. Unmoved fields stay bit-identical.
+
+        ``step_ratio`` is as in ``move``.
+        """
+        checked = torch.from_numpy(np.ascontiguousarray(self.check(actions, plans.shape[1])))
+        steps = [
+            checked[:, column] * knob.steps[-1]
+            if self.action == "box"
+            else torch.tensor(knob.steps)[checked[:, column]]
+            for column, knob in enumerate(self.knobs)
+        ]
+        return self.move(torch.stack(steps, dim=1), plans, step_ratio)
+
+    def move(
+        self, steps: torch.Tensor, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds.
+
+        ``step_ratio()``, how many times as long adamw's step is as sgd's at the same learning rate ``[lanes]``
+        (``Lanes.step_ratio``), is asked for when a lane switches its optimizer, and the learning rate multiplied or
+        divided by it: the switch then leaves the length of the step alone (SWATS, Keskar & Socher 2017). Without it
+        the learning rate stays.
+        """
+        moved = plans.clone()
+        for step, knob in zip(steps.T, self.knobs, strict=True):
+            before = torch.full_like(plans[0], knob.low) if knob.command else plans[ROW[knob.field]]
+            after = knob.decode((knob.encode(before).clamp(knob.low, knob.high) + step).clamp(knob.low, knob.high))
+            moved[ROW[knob.field]] = torch.where(step == 0, before, after.to(before.dtype))
+        switched = moved[ROW["optimizer"]] - plans[ROW["optimizer"]]  # 1 to adamw, -1 to sgd
+        if step_ratio is not None and switched.any():
+            lr = KNOBS["lr"]
+            bounds = lr.decode(torch.tensor([lr.low, lr.high]))
+            rate = (moved[ROW["learning_rate"]] * step_ratio() ** -switched).clamp(*bounds)
+            moved[ROW["learning_rate"]] = torch.where(switched == 0, moved[ROW["learning_rate"]], rate)
+        return moved

@@ -1,0 +1,124 @@
+"""LoopPlan: everything a controller may set about a training loop, and the same for many lanes as one tensor."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopwright.envs.loop.errors import LoopwrightError
+
+# Fields that take one of a few names. Stacked plans hold the position in the tuple; knobs step along it.
+CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "order": ("easy-first", "shuffled", "hard-first"),
+    "sweep": ("top-down", "joint", "bottom-up"),
+}
+OPTIMIZERS = CHOICES["optimizer"]
+
+
+@dataclass(frozen=True)
+class LoopPlan:
+    """How the inner loop trains until the next decision.
+
+    Both optimizers keep the momentum as an exponential average, m = beta m + (1 - beta) g, so that moving ``momentum``
+    leaves the size of a step alone: ``sgd`` here is ``torch.optim.SGD`` with learning rate (1 - momentum) times as
+    large (Sutskever et al. 2013, section 2, up to that factor). ``adamw`` is Loshchilov & Hutter 2019, algorithm 2.
+
+    A *microbatch* is what one tick reads; the *active* blocks of the model are those that ``depth`` and ``sweep`` let
+    an update change. Everything else about a block that is not active stays as it is, its optimizer state included.
+
+    Attributes:
+        optimizer: update rule, "sgd" or "adamw". Both keep the same state, so a switch carries it over.
+        learning_rate: step size, >= 0.
+        momentum: beta1, in [0, 1), and below 1 once rounded to float32, in which plans are stacked.
+        second_momentum: beta2 of adamw, in the same range.
+        weight_decay: decoupled decay, multiplied by the learning rate, >= 0.
+        clip: threshold on the norm of the accumulated gradient, > 0; infinity is off (Pascanu et al. 2013).
+        batch: microbatches accumulated per update, a whole number >= 1.
+        average: half-life, in ticks, of the exponential average of the weights that is evaluated (Polyak & Juditsky
+            1992); 0 is off and evaluates the weights themselves.
+        depth: gradient path over layers: the share of the blocks, counted from the output and rounded, at least one,
+            that receives gradient, in (0, 1]; the prefix before them costs no backward pass (FreezeOut, Brock et al.
+            2017).
+        keep: gradient path over samples: the share of a microbatch, rounded, at least one sample, that is
+            back-propagated, largest losses first, in (0, 1]; below 1 it costs a scoring pass over all of the
+            microbatch (Selective-Backprop, Jiang et al. 2019).
+        order: data order: "shuffled"; or the sample with the largest ("hard-first") or smallest ("easy-first") last
+            seen loss out of three drawn, unseen ones first (Loshchilov & Hutter 2016; Bengio et al. 2009).
+        echo: how often a microbatch is used in a row, a whole number >= 1 (data echoing, Choi et al. 2019).
+        sweep: "joint" updates all blocks of the gradient path at once; "top-down" and "bottom-up" one block an update,
+            in turn, from the output or towards it (block coordinate descent).
+        rollback: return to the best snapshot before training on. A command: true for one decision only.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    second_momentum: float = 0.999
+    weight_decay: float = 0.0
+    clip: float = math.inf
+    batch: int = 2
+    average: float = 0.0
+    depth: float = 1.0
+    keep: float = 1.0
+    order: str = "shuffled"
+    echo: int = 1
+    sweep: str = "joint"
+    rollback: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise LoopwrightError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name, accepted, holds in (
+            ("learning_rate", "finite and >= 0", 0 <= self.learning_rate < math.inf),
+            ("momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.momentum) < 1),
+            ("second_momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.second_momentum) < 1),
+            ("weight_decay", "finite and >= 0", 0 <= self.weight_decay < math.inf),
+            ("clip", "above 0 (infinity is off)", self.clip > 0),
+            ("batch", "a whole number >= 1", self.batch >= 1 and self.batch == int(self.batch)),
+            ("average", "finite and >= 0", 0 <= self.average < math.inf),
+            ("depth", "in (0, 1]", 0 < self.depth <= 1),
+            ("keep", "in (0, 1]", 0 < self.keep <= 1),
+            ("echo", "a whole number >= 1", self.echo >= 1 and self.echo == int(self.echo)),
+            ("rollback", "true or false", self.rollback in (True, False)),
+        ):
+            if not holds:
+                raise LoopwrightError(f"{name} must be {accepted}; got {getattr(self, name)!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; infinity, which JSON lacks, as the string "inf"."""
+        return {name: "inf" if value == math.inf else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "LoopPlan":
+        """The inverse of ``as_json``. Raises TypeError for a field that does not exist."""
+        found: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in values.items()}
+        return cls(**found)
+
+
+PLAN_FIELDS = tuple(field.name for field in fields(LoopPlan))
+ROW = {name: row for row, name in enumerate(PLAN_FIELDS)}
+
+
+def stack_plans(plans: Sequence[LoopPlan], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Plans as one tensor ``[len(PLAN_FIELDS), lanes]``; a field of ``CHOICES`` is its position there."""
+    rows = [[CHOICES[k].index(v) if k in CHOICES else float(v) for k, v in p.as_dict().items()] for p in plans]
+    return torch.tensor(rows, dtype=dtype).T.contiguous()
+
+
+def unstack_plans(plans: torch.Tensor) -> list[LoopPlan]:
+    """The inverse of ``stack_plans``, to the tensor's precision."""
+    found = []
+    for column in plans.T.tolist():
+        values: dict[str, Any] = dict(zip(PLAN_FIELDS, column, strict=True))
+        values |= {name: choices[int(values[name])] for name, choices in CHOICES.items()}
+        values |= {name: int(values[name]) for name in ("batch", "echo")} | {"rollback": bool(values["rollback"])}
+        found.append(LoopPlan(**values))
+    return found
