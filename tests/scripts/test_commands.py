@@ -1,32 +1,66 @@
-"""The commands, run as a user runs them."""
+"""The commands: what they print, write and refuse."""
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from loopwright.agents.bundle import load_bundle
-from loopwright.agents.results import read_results
-from loopwright.agents.training import TrainingConfig
-from loopwright.envs.ledger import read_ledger
+from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.judging.results import read_results
+from loopwright.agents.training.config import TrainingConfig
+from loopwright.envs.loop.ledger import read_ledger
 from loopwright.scripts import train
 from loopwright.scripts.demo import clear
+from loopwright.scripts.main import COMMANDS, main
 from loopwright.scripts.run import run
 
 ROOT = Path(__file__).parents[2]
 
 
-def loopwright(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "loopwright.scripts.main", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+class Run(NamedTuple):
+    """What came of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_train_then_evaluate(tmp_path: Path) -> None:
+Command = Callable[..., Run]
+
+
+@pytest.fixture
+def loopwright(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process, in a folder ``cwd``: imports take longer than most commands."""
+
+    def call(*arguments: str, cwd: Path) -> Run:
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        try:
+            status = main(list(arguments))
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        return Run(status, *capsys.readouterr())
+
+    return call
+
+
+def test_the_command_is_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "loopwright.scripts.main"]
+    for arguments, status, message in ((["fly"], 2, "unknown command 'fly'"), (["--help"], 0, "evaluate")):
+        run = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert run.returncode == status
+        assert message in run.stdout + run.stderr
+
+
+def test_train_then_evaluate(loopwright: Command, tmp_path: Path) -> None:
     arguments = ("--folder", "agent", "--steps", "256", "--lanes", "16", "--suite", "demo-new", "--no-compile")
     trained = loopwright("train", *arguments, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -44,9 +78,9 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert {record.method for record in records} == {"agent", "default AdamW", "constant", "warm-up cosine", "plateau"}
     ledgers = sorted((tmp_path / "out/ledgers/agent").glob("*.jsonl"))
     assert len(ledgers) == len(tasks)
-    fingerprint = load_bundle(tmp_path / "agent/policy.safetensors").fingerprint
+    fingerprint = load_policy(tmp_path / "agent/policy.safetensors").fingerprint
     assert read_ledger(ledgers[0]).header["author"]["fingerprint"] == fingerprint
-    check_replays(ledgers[0], tmp_path)
+    check_replays(loopwright, ledgers[0], tmp_path)
     compared = loopwright("compare", "out", "out:constant", "--json", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     assert {ratio["unit"] for ratio in json.loads(compared.stdout)["ratios"]} == {"geq", "seconds"}
@@ -75,7 +109,7 @@ def check_resuming(cwd: Path, options: tuple[str, ...]) -> None:
         assert (record.outcome, record.cost) == (expected[record.key].outcome, expected[record.key].cost)
 
 
-def test_what_a_command_cannot_do_it_says_in_a_line(tmp_path: Path) -> None:
+def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_path: Path) -> None:
     for arguments, message in (
         (("evaluate", "nothing.safetensors"), "no bundle at nothing.safetensors"),
         (("compare", "a", "b"), "no results at a/runs.jsonl"),
@@ -88,7 +122,7 @@ def test_what_a_command_cannot_do_it_says_in_a_line(tmp_path: Path) -> None:
         assert "Traceback" not in failed.stderr
 
 
-def test_a_demo_removes_nothing_that_no_demo_wrote(tmp_path: Path) -> None:
+def test_a_demo_removes_nothing_that_no_demo_wrote(loopwright: Command, tmp_path: Path) -> None:
     thesis = tmp_path / "precious" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("years of work")
@@ -126,7 +160,7 @@ def test_what_is_typed_wins_over_a_preset(
     assert {name: getattr(trained[0], name) for name in settings} == settings
 
 
-def check_replays(ledger: Path, cwd: Path) -> None:
+def check_replays(loopwright: Command, ledger: Path, cwd: Path) -> None:
     """An audit log executed again, shown, followed elsewhere, and found out when it was altered."""
     again = loopwright("replay", str(ledger), cwd=cwd)
     assert again.returncode == 0, again.stderr
@@ -146,7 +180,7 @@ def check_replays(ledger: Path, cwd: Path) -> None:
     assert "Traceback" not in altered.stderr
 
 
-def test_tasks_lists_every_family(tmp_path: Path) -> None:
+def test_tasks_lists_every_family(loopwright: Command, tmp_path: Path) -> None:
     listed = loopwright("tasks", "--json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     families = {row["family"]: row for row in json.loads(listed.stdout)}
@@ -159,7 +193,7 @@ def test_tasks_lists_every_family(tmp_path: Path) -> None:
     assert all(name in table.stdout for name in families)
 
 
-def test_tasks_lists_where_data_comes_from(tmp_path: Path) -> None:
+def test_tasks_lists_where_data_comes_from(loopwright: Command, tmp_path: Path) -> None:
     listed = loopwright("tasks", "--sources", "--json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     sources = {row["source"]: row for row in json.loads(listed.stdout)}
@@ -170,7 +204,7 @@ def test_tasks_lists_where_data_comes_from(tmp_path: Path) -> None:
     assert all(name in table.stdout for name in sources)
 
 
-def test_scores_trains_families_and_writes_their_page(tmp_path: Path) -> None:
+def test_scores_trains_families_and_writes_their_page(loopwright: Command, tmp_path: Path) -> None:
     arguments = ("--families", "breast-cancer", "diabetes", "--samples", "6000", "--draws", "2", "--docs", "pages")
     written = loopwright("scores", *arguments, cwd=tmp_path)
     assert written.returncode == 0, written.stderr
@@ -214,7 +248,7 @@ def test_calibration_stores_what_it_can_find_again(tmp_path: Path) -> None:
     assert resumed.returncode == 0
 
 
-def test_bench_measures_costs(tmp_path: Path) -> None:
+def test_bench_measures_costs(loopwright: Command, tmp_path: Path) -> None:
     result = loopwright("bench", "--what", "cost", "--json", "--seconds", "0.1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = {row["plan"]: row for row in json.loads(result.stdout)}
@@ -223,7 +257,7 @@ def test_bench_measures_costs(tmp_path: Path) -> None:
     assert all(row["measured"] > 0 for row in rows.values())
 
 
-def test_bench_reports_every_figure(tmp_path: Path) -> None:
+def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None:
     result = loopwright("bench", "--json", "--seconds", "0.2", "--lanes", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
@@ -249,7 +283,9 @@ def test_bench_reports_every_figure(tmp_path: Path) -> None:
         (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
     ],
 )
-def test_what_cannot_be_is_one_line_without_a_traceback(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_one_line_without_a_traceback(
+    arguments: list[str], message: str, loopwright: Command, tmp_path: Path
+) -> None:
     result = loopwright(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
@@ -257,15 +293,16 @@ def test_what_cannot_be_is_one_line_without_a_traceback(arguments: list[str], me
     assert len([line for line in result.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_unknown_settings_are_errors(tmp_path: Path) -> None:
+def test_unknown_settings_are_errors(loopwright: Command, tmp_path: Path) -> None:
     result = loopwright("train", "--stpes", "5", cwd=tmp_path)
     assert result.returncode == 2
     assert "--stpes" in result.stderr + result.stdout
 
 
-def test_scripts_run_as_files(tmp_path: Path) -> None:
-    for name in ("train", "evaluate", "tasks", "bench", "calibrate", "tune", "demo", "replay", "scores"):
-        command = [sys.executable, "-W", "ignore", str(ROOT / "scripts" / f"{name}.py"), "--help"]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
-        assert f"loopwright {name}" in result.stdout
+@pytest.mark.parametrize("name", COMMANDS)
+def test_scripts_run_as_files(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert stopped.value.code == 0
+    assert f"loopwright {name}" in capsys.readouterr().out
