@@ -1,11 +1,14 @@
 """Shared by all tests: one thread (small tensors, and workers beside us), and tasks of every shape."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 from loopwright.inner_tasks import Task, get_task
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 settings.register_profile("loopwright", deadline=None)  # machines are noisy; no test is about time
 settings.load_profile("loopwright")

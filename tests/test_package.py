@@ -163,7 +163,7 @@ def test_the_readme_examples_run(tmp_path: Path) -> None:
     code, shortened = re.subn(r"learn\([\d_]+", "learn(256", code)
     assert shortened == 1
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1200
     )
     assert result.returncode == 0, result.stderr
 
