@@ -221,12 +221,12 @@ def load(name: str) -> Arrays:
 def require(name: str) -> None:
     """Raise ``DataError`` unless the source's package is installed, or its arrays are in the cache."""
     source = SOURCES[name]
-    cure = missing(name)
+    cure = find_missing(name)
     if cure is not None and not _kept(name).exists():
         raise DataError(f"data source {name} needs the package {source.package}: {cure}")
 
 
-def missing(name: str) -> str | None:
+def find_missing(name: str) -> str | None:
     """What to install for a source, or None where nothing is missing."""
     source = SOURCES[name]
     if importlib.util.find_spec(source.module) is not None:

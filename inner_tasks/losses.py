@@ -17,7 +17,7 @@ LossName = Literal["cross-entropy", "squared-error"]
 METRICS: dict[LossName, str] = {"cross-entropy": "accuracy", "squared-error": "R2"}
 
 
-def sample_losses(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def compute_losses(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss of each sample, ``[N]``."""
     if loss == "cross-entropy":
         each = F.cross_entropy(outputs.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
@@ -26,7 +26,7 @@ def sample_losses(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -
     return each if each.dim() == 1 else each.flatten(1).mean(1)
 
 
-def metric(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def compute_metric(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The metric over all samples, a scalar; higher is better, 1 is the most."""
     if loss == "cross-entropy":
         return (outputs.argmax(-1) == labels).to(outputs.dtype).mean()
@@ -34,7 +34,7 @@ def metric(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch
     return 1 - unexplained / ((labels - labels.mean(0)) ** 2).sum()
 
 
-def guessing_loss(loss: LossName, labels: torch.Tensor) -> float:
+def compute_guessing_loss(loss: LossName, labels: torch.Tensor) -> float:
     """The loss of the best constant guess: the entropy of the labels' frequencies, or their variance."""
     if loss == "cross-entropy":
         share = labels.flatten().bincount() / labels.numel()

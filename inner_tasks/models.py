@@ -53,7 +53,7 @@ class ModelSpec(ABC):
 
 
 @lru_cache
-def output_shape(spec: ModelSpec) -> tuple[int, ...]:
+def find_output_shape(spec: ModelSpec) -> tuple[int, ...]:
     """Shape of what the network makes of one sample, without the batch axis."""
     with torch.no_grad():
         return tuple(spec.build()(spec.example(2)).shape[1:])

@@ -19,8 +19,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import Dataset
 
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.inner_tasks.losses import LossName, sample_losses
-from loopwright.inner_tasks.models import ModelSpec, output_shape
+from loopwright.inner_tasks.losses import LossName, compute_losses
+from loopwright.inner_tasks.models import ModelSpec, find_output_shape
 from loopwright.inner_tasks.task import SPLITS, Split, Task
 
 Data = tuple[Any, Any] | Dataset[Any]
@@ -58,7 +58,7 @@ def make_task(
     splits = _given(name, data) if isinstance(data, Mapping) else _divided(name, _tensors(name, data), fractions, seed)
     spec = model if isinstance(model, ModelSpec) else OwnModel(_factory(model), *_description(splits["train"][0]))
     try:
-        outputs = output_shape(spec)
+        outputs = find_output_shape(spec)
     except Exception as error:  # whatever the user's own forward may raise
         given = splits["train"][0]
         hint = "" if given.is_floating_point() else "; whole numbers are taken for tokens: are they meant as .float()?"
@@ -242,7 +242,7 @@ def _check_trainable(task: Task) -> None:
     inputs, labels = task.train.inputs[:2], task.train.labels[:2]
 
     def loss_of(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        return sample_losses(task.loss, functional_call(model, parameters, (inputs,)), labels).mean()
+        return compute_losses(task.loss, functional_call(model, parameters, (inputs,)), labels).mean()
 
     two = {key: torch.stack([value.detach()] * 2) for key, value in model.named_parameters()}
     try:

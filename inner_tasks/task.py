@@ -13,7 +13,7 @@ import torch
 
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks.losses import METRICS, LossName
-from loopwright.inner_tasks.models import ModelSpec, output_shape
+from loopwright.inner_tasks.models import ModelSpec, find_output_shape
 
 ShapeKey = tuple[ModelSpec, LossName, tuple[int, ...]]
 SPLITS: tuple[Literal["train", "control", "target"], ...] = ("train", "control", "target")
@@ -100,7 +100,7 @@ class Task:
             raise LoopwrightError(f"{where}: tokens must lie in [0, {vocabulary})")
 
     def _check_labels(self, labels: torch.Tensor, where: str) -> None:
-        outputs = output_shape(self.model)
+        outputs = find_output_shape(self.model)
         wanted, shape = (torch.int64, outputs[:-1]) if self.loss == "cross-entropy" else (torch.float32, outputs)
         if labels.dtype != wanted or tuple(labels.shape[1:]) != shape:
             raise LoopwrightError(

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from loopwright.envs.engine.fusing import compiler_available
+from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.lanes import Lanes
-from loopwright.envs.engine.randomness import candidate_indices, make_key
+from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import DIVERGED
 from loopwright.envs.episode.recorder import Recorder
@@ -69,7 +69,7 @@ def make_plain_step(task: Task) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal previous, tick
-        index = candidate_indices(key, torch.tensor([tick]), MICROBATCH, size)[0][0]
+        index = draw_candidates(key, torch.tensor([tick]), MICROBATCH, size)[0][0]
         tick += 1
         optimizer.zero_grad()
         loss = F.cross_entropy(model(task.train.inputs[index]), task.train.labels[index])
@@ -118,7 +118,7 @@ def measure_engine(lanes: int, seconds: float) -> dict[str, float]:
     task = get_task(TASK)
     reference = ReferenceLoop(task, 0, microbatch=MICROBATCH)
     found = {}
-    if compiler_available():
+    if has_compiler():
         found["lanes_compiled"] = measure_rate(make_lanes_step(task, lanes, True), 4 * lanes, seconds)
     found["lanes_eager"] = measure_rate(make_lanes_step(task, lanes, False), 4 * lanes, seconds)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
     plans = {name: replace(plan, batch=32) for name, plan in plans.items()}
     predicted = {name: loops[name].run(plan, 1)[SUMS.index("cost")].item() for name, plan in plans.items()}
     times: dict[str, list[float]] = {name: [] for name in plans}
-    with compute_threads(1):
+    with limit_threads(1):
         end = time.perf_counter() + seconds * len(plans)
         while time.perf_counter() < end or len(times["full"]) < 3:
             for name, plan in plans.items():

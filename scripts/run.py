@@ -6,15 +6,15 @@ from types import ModuleType
 
 import tyro
 
-from loopwright.envs.engine.fusing import compiler_available
+from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
 
 
 def compile_where_possible() -> bool:
     """Whether to fuse the inner loop: True where a C++ compiler is found; otherwise says what that costs."""
-    if not compiler_available():
+    if not has_compiler():
         print("no C++ compiler (g++ or clang++) found: the inner loop runs several times slower", file=sys.stderr)
-    return compiler_available()
+    return has_compiler()
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from loopwright.inner_tasks.datasets import SOURCES, missing
+from loopwright.inner_tasks.datasets import SOURCES, find_missing
 from loopwright.inner_tasks.registry import list_families
 from loopwright.inner_tasks.suites import list_suites
 from loopwright.inner_tasks.targets import list_calibrated
@@ -51,7 +51,7 @@ def source_rows() -> list[dict[str, Any]]:
             "source": name,
             "package": source.package,
             "extra": source.extra,
-            "installed": missing(name) is None,
+            "installed": find_missing(name) is None,
             "licence": source.licence,
             "about": source.about,
         }

@@ -125,7 +125,7 @@ assert run.method == "Lion" and run.final_loss < 1
 
 
 def test_a_competitor_is_added_in_two_files_as_contributing_says(tmp_path: Path) -> None:
-    (function,), (entry,) = examples("CONTRIBUTING.md", "def lion"), examples("CONTRIBUTING.md", "_add_optimizer")
+    (function,), (entry,) = examples("CONTRIBUTING.md", "def make_lion"), examples("CONTRIBUTING.md", "_add_optimizer")
     copy_of_the_tree(tmp_path)
     insert_before(tmp_path / "agents/controllers/optimizers.py", "BY_MATRIX = ", f"{function}\n\n")
     entry = textwrap.indent(entry.rstrip() + ",\n", " " * 8)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Muon, NAdam
 
-from loopwright.agents.controllers.schedules import warm_up_cosine
+from loopwright.agents.controllers.schedules import make_cosine
 from loopwright.envs.loop.controller import Described, LibraryUpdate, View
 from loopwright.envs.loop.errors import UnknownNameError
 from loopwright.envs.loop.extras import import_extra
@@ -16,20 +16,20 @@ from loopwright.envs.loop.plan import LoopPlan
 Parameters = Sequence[torch.Tensor]
 
 
-def adamw(parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float) -> LibraryUpdate:
+def make_adamw(parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float) -> LibraryUpdate:
     return LibraryUpdate((AdamW(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay),))
 
 
-def nadamw_cosine(
+def make_nadamw_cosine(
     parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, horizon: float
 ) -> LibraryUpdate:
     """Dozat 2016, with decoupled decay; the cosine ends after the share ``horizon`` of all updates."""
     betas = (momentum, 0.999)
     optimizer = NAdam(parameters, lr, betas=betas, weight_decay=weight_decay, decoupled_weight_decay=True)
-    return LibraryUpdate((optimizer,), (warm_up_cosine(optimizer, max(1, round(horizon * updates))),))
+    return LibraryUpdate((optimizer,), (make_cosine(optimizer, max(1, round(horizon * updates))),))
 
 
-def schedule_free(
+def make_schedule_free(
     parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, warm_up: float
 ) -> LibraryUpdate:
     """Defazio et al. 2024. It averages on its own account."""
@@ -41,7 +41,7 @@ def schedule_free(
     return LibraryUpdate((optimizer,))
 
 
-def prodigy(
+def make_prodigy(
     parameters: Parameters, updates: int, scale: float, momentum: float, weight_decay: float, first: float
 ) -> LibraryUpdate:
     """Mishchenko & Defazio 2024; ``scale`` is its d_coef, ``first`` its d0."""
@@ -53,7 +53,7 @@ def prodigy(
     return LibraryUpdate((optimizer,))
 
 
-def d_adaptation(
+def make_d_adaptation(
     parameters: Parameters, updates: int, scale: float, momentum: float, weight_decay: float, first: float
 ) -> LibraryUpdate:
     """DAdaptAdam, Defazio & Mishchenko 2023; ``scale`` is its learning rate, ``first`` its d0."""
@@ -64,13 +64,13 @@ def d_adaptation(
     return LibraryUpdate((optimizer,))
 
 
-def ali_g(parameters: Parameters, updates: int, max_lr: float, momentum: float) -> LibraryUpdate:
+def make_ali_g(parameters: Parameters, updates: int, max_lr: float, momentum: float) -> LibraryUpdate:
     """Berrada et al. 2020."""
     library = import_extra("pytorch_optimizer", "competitors")
     return LibraryUpdate((library.AliG(parameters, max_lr=max_lr, momentum=momentum),))
 
 
-def muon(
+def make_muon(
     parameters: Parameters, updates: int, lr: float, adamw_lr: float, momentum: float, weight_decay: float
 ) -> LibraryUpdate:
     """Jordan et al. 2024 for the matrices, AdamW for the rest."""
@@ -84,7 +84,7 @@ def muon(
     return LibraryUpdate(tuple(optimizers))
 
 
-def soap(
+def make_soap(
     parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, every: float
 ) -> LibraryUpdate:
     """Vyas et al. 2024; the basis is renewed ``every`` so many updates."""
@@ -96,14 +96,14 @@ def soap(
 
 
 LIBRARY_OPTIMIZERS: dict[str, Callable[..., LibraryUpdate]] = {
-    "adamw": adamw,
-    "nadamw-cosine": nadamw_cosine,
-    "schedule-free": schedule_free,
-    "prodigy": prodigy,
-    "d-adaptation": d_adaptation,
-    "ali-g": ali_g,
-    "muon": muon,
-    "soap": soap,
+    "adamw": make_adamw,
+    "nadamw-cosine": make_nadamw_cosine,
+    "schedule-free": make_schedule_free,
+    "prodigy": make_prodigy,
+    "d-adaptation": make_d_adaptation,
+    "ali-g": make_ali_g,
+    "muon": make_muon,
+    "soap": make_soap,
 }
 
 

@@ -33,7 +33,7 @@ FINAL = 0.02  # of the learning rate, what is left after a cosine
 RESOLUTION = 400  # steps of a scheduler over its horizon
 
 
-def warm_up_cosine(optimizer: Optimizer, steps: int, warm_up: float = 0.0) -> LRScheduler:
+def make_cosine(optimizer: Optimizer, steps: int, warm_up: float = 0.0) -> LRScheduler:
     """Linear warm-up over a share of ``steps``, then a cosine down to ``FINAL``, which stays."""
     ramp = round(warm_up * steps)
     rate = optimizer.param_groups[0]["lr"]
@@ -45,7 +45,7 @@ def warm_up_cosine(optimizer: Optimizer, steps: int, warm_up: float = 0.0) -> LR
     return SequentialLR(optimizer, parts, milestones=[ramp, steps] if ramp else [steps])
 
 
-def one_cycle(optimizer: Optimizer, steps: int, warm_up: float = 0.3) -> LRScheduler:
+def make_one_cycle(optimizer: Optimizer, steps: int, warm_up: float = 0.3) -> LRScheduler:
     """Up over a share of ``steps`` while momentum falls, then down to next to nothing (Smith & Topin 2018)."""
     group = optimizer.param_groups[0]
     high = group["momentum"] if "momentum" in group else group["betas"][0]
@@ -54,7 +54,7 @@ def one_cycle(optimizer: Optimizer, steps: int, warm_up: float = 0.3) -> LRSched
     )
 
 
-def warm_up_stable_decay(optimizer: Optimizer, steps: int, warm_up: float = 0.1, decay: float = 0.2) -> LRScheduler:
+def make_stable_decay(optimizer: Optimizer, steps: int, warm_up: float = 0.1, decay: float = 0.2) -> LRScheduler:
     """Shares of ``steps`` to warm up and, at the end, to cool down; constant between (Hägele et al. 2024)."""
     library = import_extra("pytorch_optimizer", "competitors")
     ramp, fall = round(warm_up * steps), round(decay * steps)
@@ -63,9 +63,9 @@ def warm_up_stable_decay(optimizer: Optimizer, steps: int, warm_up: float = 0.1,
 
 
 SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
-    "cosine": warm_up_cosine,
-    "one-cycle": one_cycle,
-    "warm-up-stable-decay": warm_up_stable_decay,
+    "cosine": make_cosine,
+    "one-cycle": make_one_cycle,
+    "warm-up-stable-decay": make_stable_decay,
 }
 
 

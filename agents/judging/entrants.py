@@ -63,7 +63,7 @@ def group_trainings(controllers: Sequence[Controller]) -> list[Entrant]:
         if labels[label] > 1:
             label += f", {number + 1}"
         name = AGENT if number == 0 else f"{AGENT} ({label})"
-        own = tuple(always(replace(member, name=name)) for member in members)
+        own = tuple(give_always(replace(member, name=name)) for member in members)
         found.append(Entrant(name, "agent" if number == 0 else "ablation", own))
     return found
 
@@ -83,7 +83,7 @@ def describe_method(controller: Controller) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def always(controller: Controller) -> Callable[[Task], Controller]:
+def give_always(controller: Controller) -> Callable[[Task], Controller]:
     return lambda task: controller
 
 
@@ -129,8 +129,8 @@ def list_rivals(names: Sequence[str]) -> list[Entrant]:
     missing = [name for name in names if name not in entries]
     if missing:
         raise LoopwrightError(f"not tuned yet: {', '.join(missing)}; run: loopwright tune")
-    found = [Entrant(DEFAULT_ADAMW, "fixed default", (always(make_default_adamw()),))]
+    found = [Entrant(DEFAULT_ADAMW, "fixed default", (give_always(make_default_adamw()),))]
     for name in names:
         controller = restore_controller(name, entries[name]["settings"])
-        found.append(Entrant(name, COMPETITORS[name].group, (always(controller),)))
+        found.append(Entrant(name, COMPETITORS[name].group, (give_always(controller),)))
     return found

@@ -11,9 +11,9 @@ from loopwright.agents.judging.contest import Contest, Progress
 from loopwright.agents.judging.entrants import (
     AGENT,
     Entrant,
-    always,
     describe_method,
     expand_competitors,
+    give_always,
     group_trainings,
     list_rivals,
     make_oracle,
@@ -23,7 +23,7 @@ from loopwright.agents.judging.results import ResultsFile, RunRecord
 from loopwright.agents.judging.search import list_searches
 from loopwright.agents.judging.timing import Timing, TimingsFile
 from loopwright.envs.engine.cost import measure_cost
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
@@ -85,7 +85,7 @@ def judge(
     rival, timings = find_best_single(names), TimingsFile(folder / TIMINGS)
     contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
     try:
-        with compute_threads(1):
+        with limit_threads(1):
             contest.run_side_by_side(contestants if ledgers else ())
             if everything:
                 contest.run_searches()
@@ -100,7 +100,7 @@ def _list_extras(first: Controller) -> list[Entrant]:
     """Who takes part besides in a whole comparison: the oracle, and random actions on the first agent's knobs."""
     knobs = first.knobs if isinstance(first, Policy) else KnobSet("all")
     random = RandomPolicy(first.start, knobs, RANDOM_POLICY)
-    return [Entrant(ORACLE, "oracle", (make_oracle,)), Entrant(RANDOM_POLICY, "ablation", (always(random),))]
+    return [Entrant(ORACLE, "oracle", (make_oracle,)), Entrant(RANDOM_POLICY, "ablation", (give_always(random),))]
 
 
 def _evaluate(

@@ -22,9 +22,9 @@ import torch
 
 from loopwright.agents.judging.results import RunRecord
 from loopwright.envs.engine.cost import measure_cost
-from loopwright.envs.engine.randomness import control_indices, make_key
+from loopwright.envs.engine.randomness import draw_control_samples, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
@@ -86,7 +86,7 @@ def _find_twin(methods: Sequence[tuple[Controller, Sequence[LoopPlan]]], number:
 def _measure(
     methods: Sequence[tuple[Controller, Sequence[LoopPlan]]], task: Task, settings: EpisodeSettings, seed: int
 ) -> list[Timing]:
-    with compute_threads(1):
+    with limit_threads(1):
         loops = [_TimedLoop(controller, task, settings, seed) for controller, _ in methods]
         for loop, (_, plans) in zip(loops, methods, strict=True):
             loop.decide(plans[0])  # the first of everything is slower
@@ -152,7 +152,8 @@ class _TimedLoop:
         left = torch.tensor([0.5])
         observation = torch.zeros(1, len(OBSERVATION_NAMES))
         if self.controller.needs.looks:
-            index = control_indices(self.key, torch.tensor([self.loop.ticks]), self.size, len(self.task.control))[0]
+            ticks = torch.tensor([self.loop.ticks])
+            index = draw_control_samples(self.key, ticks, self.size, len(self.task.control))[0]
             loss, _ = self.loop.evaluate(Split(self.task.control.inputs[index], self.task.control.labels[index]))
             if self.controller.needs is Needs.CONTROL_LOSS:
                 self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)

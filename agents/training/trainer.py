@@ -19,7 +19,7 @@ from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, get_default_options
 from loopwright.agents.training.extraction import extract_policy
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
@@ -55,7 +55,7 @@ def train(
     left = config.steps - model.num_timesteps
     try:
         if left > 0:
-            with compute_threads(config.threads):
+            with limit_threads(config.threads):
                 model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
     except KeyboardInterrupt:
         callback.checkpoint()

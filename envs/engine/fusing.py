@@ -13,7 +13,7 @@ CHAINS_OF_HASHES = {"realize_opcount_threshold": 8}
 _FUSED: dict[tuple[object, ...], Callable[..., Any]] = {}
 
 
-def compiler_available() -> bool:
+def has_compiler() -> bool:
     """Whether ``torch.compile`` can build kernels for the CPU here: it needs a C++ compiler."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from loopwright.envs.engine.fusing import CHAINS_OF_HASHES, PARAMETER_PASSES, compiler_available, fuse
+from loopwright.envs.engine.fusing import CHAINS_OF_HASHES, PARAMETER_PASSES, fuse, has_compiler
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
 from loopwright.envs.engine.randomness import make_key
 from loopwright.envs.engine.tick import make_measure, make_read
@@ -48,7 +48,7 @@ class Lanes:
         for name, value in (("lanes", lanes), ("microbatch", microbatch)):
             if value < 1:
                 raise LoopwrightError(f"{name} must be 1 or more, got {value}")
-        if compile and device == "cpu" and not compiler_available():
+        if compile and device == "cpu" and not has_compiler():
             raise LoopwrightError("compile=True needs a C++ compiler (g++ or clang++) on the PATH; found none")
         self.shape_key = template.shape_key
         self.lanes, self.microbatch, self.device, self.dtype = lanes, microbatch, torch.device(device), dtype

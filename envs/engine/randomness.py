@@ -29,7 +29,7 @@ def _indices(key: torch.Tensor, counter: torch.Tensor, count: int, population: i
     return (_mix((lane[:, None] + position) & _MASK) * population) >> 32
 
 
-def candidate_indices(key: torch.Tensor, cursor: torch.Tensor, count: int, population: int) -> list[torch.Tensor]:
+def draw_candidates(key: torch.Tensor, cursor: torch.Tensor, count: int, population: int) -> list[torch.Tensor]:
     """Training samples that microbatch number ``cursor`` may read: ``CANDIDATES`` tensors ``[lanes, count]``.
 
     Uniform in [0, population), drawn with replacement.
@@ -38,6 +38,6 @@ def candidate_indices(key: torch.Tensor, cursor: torch.Tensor, count: int, popul
     return list(torch.split(drawn, count, dim=1))
 
 
-def control_indices(key: torch.Tensor, tick: torch.Tensor, count: int, population: int) -> torch.Tensor:
+def draw_control_samples(key: torch.Tensor, tick: torch.Tensor, count: int, population: int) -> torch.Tensor:
     """Control samples ``[lanes, count]`` looked at after ``tick`` ticks; a stream apart from the training samples."""
     return _indices(key, tick, count, population, _CONTROL_STREAM)

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from loopwright.envs.engine.cost import measure_cost
-from loopwright.envs.engine.randomness import candidate_indices, make_key
+from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.update import ADAM_EPS
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.telemetry import SUMS
-from loopwright.inner_tasks.losses import metric, sample_losses
+from loopwright.inner_tasks.losses import compute_losses, compute_metric
 from loopwright.inner_tasks.task import Split, Task
 
 Tensors = list[torch.Tensor]
@@ -132,7 +132,7 @@ class ReferenceLoop:
         if self.uses <= plan.echo:
             return self.microbatch_read
         self.cursor, self.uses = self.cursor + 1, 1
-        drawn = candidate_indices(self.key, torch.tensor([self.cursor]), self.microbatch, len(self.task.train))
+        drawn = draw_candidates(self.key, torch.tensor([self.cursor]), self.microbatch, len(self.task.train))
         candidates = torch.cat(drawn)  # [3, microbatch]
         if plan.order == "shuffled":
             chosen = candidates[0]
@@ -167,10 +167,10 @@ class ReferenceLoop:
         kept = self._kept(plan)
         if kept < self.microbatch:
             with torch.no_grad():
-                scores = sample_losses(self.task.loss, self.model(inputs), labels)
+                scores = compute_losses(self.task.loss, self.model(inputs), labels)
             chosen = scores.argsort(descending=True, stable=True)[:kept]
             inputs, labels = inputs[chosen], labels[chosen]
-        losses = sample_losses(self.task.loss, self.model(inputs), labels)
+        losses = compute_losses(self.task.loss, self.model(inputs), labels)
         gradient = torch.autograd.grad(losses.mean(), [self.parameters[i] for i in active])
         seen = losses.detach() if kept == self.microbatch else scores
         self.last_loss[index] = seen
@@ -289,8 +289,8 @@ class ReferenceLoop:
         outputs = torch.func.functional_call(self.model, named, (self._cast(split.inputs),))
         labels = self._cast(split.labels)
         return (
-            sample_losses(self.task.loss, outputs, labels).mean().item(),
-            metric(self.task.loss, outputs, labels).item(),
+            compute_losses(self.task.loss, outputs, labels).mean().item(),
+            compute_metric(self.task.loss, outputs, labels).item(),
         )
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:

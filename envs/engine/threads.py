@@ -12,7 +12,7 @@ import torch
 
 
 @contextmanager
-def compute_threads(count: int) -> Iterator[None]:
+def limit_threads(count: int) -> Iterator[None]:
     """Let torch compute with ``count`` threads, and afterwards with as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -13,9 +13,9 @@ import torch
 from torch.func import functional_call, grad_and_value, vmap
 
 from loopwright.envs.engine.lane_state import LaneState, Layout
-from loopwright.envs.engine.randomness import candidate_indices
+from loopwright.envs.engine.randomness import draw_candidates
 from loopwright.envs.loop.plan import CHOICES, ROW
-from loopwright.inner_tasks.losses import LossName, metric, sample_losses
+from loopwright.inner_tasks.losses import LossName, compute_losses, compute_metric
 from loopwright.inner_tasks.models import ModelSpec
 
 SHUFFLED = CHOICES["order"].index("shuffled")
@@ -47,7 +47,7 @@ def make_measure(spec: ModelSpec, loss: LossName) -> Callable[..., tuple[torch.T
         parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = forward(parameters, inputs)
-        return sample_losses(loss, outputs, labels).mean(), metric(loss, outputs, labels)
+        return compute_losses(loss, outputs, labels).mean(), compute_metric(loss, outputs, labels)
 
     measure_all = vmap(measure_one)
 
@@ -76,9 +76,7 @@ def make_read(spec: ModelSpec, loss: LossName, microbatch: int) -> Callable[...,
         # The samples of the last tick again, or new ones.
         renew = uses >= plans[ROW["echo"]]
         cursor = cursor + renew
-        preferred = _prefer(
-            candidate_indices(key, cursor, microbatch, population), plans[ROW["order"]], state.last_loss
-        )
+        preferred = _prefer(draw_candidates(key, cursor, microbatch, population), plans[ROW["order"]], state.last_loss)
         sample = torch.where(renew[:, None], preferred, state.microbatch)
         row = sample + torch.arange(lanes, device=sample.device)[:, None] * population
         kept = count_kept(plans[ROW["keep"]], microbatch)
@@ -99,7 +97,7 @@ def _make_kept_loss(forward: Callable[..., torch.Tensor], loss: LossName, microb
     def kept_loss(
         parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor, kept: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = sample_losses(loss, forward(parameters, inputs), labels)
+        losses = compute_losses(loss, forward(parameters, inputs), labels)
         seen = losses.detach()
         larger = (seen[None, :] > seen[:, None]) | ((seen[None, :] == seen[:, None]) & earlier.to(seen.device))
         chosen = (larger.sum(1) < kept) / kept

@@ -23,7 +23,7 @@ JOINT, BOTTOM_UP = CHOICES["sweep"].index("joint"), CHOICES["sweep"].index("bott
 Plan = dict[str, torch.Tensor]  # the fields of the plans, each [lanes]
 
 
-def active_blocks(
+def find_active_blocks(
     depth: torch.Tensor, sweep: torch.Tensor, updates: torch.Tensor, blocks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """First active block and the one after the last, each ``[lanes]`` int64, of the update after ``updates``."""
@@ -81,7 +81,7 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         key, ticks, cursor, uses, updates = state.counters.unbind(0)
         loss = losses.mean(1)
         plan = {name: plans[row] for name, row in ROW.items()}
-        low, high = active_blocks(plan["depth"], plan["sweep"], updates, layout.blocks)
+        low, high = find_active_blocks(plan["depth"], plan["sweep"], updates, layout.blocks)
         geq = charge(plan, low)
         due = _prepare(plan, low, high, state, layout)
         gradient = _measure_gradient(plan, due, fresh, high, state, layout)

@@ -16,7 +16,7 @@ import torch
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.engine.library_lanes import LibraryLanes
-from loopwright.envs.engine.randomness import control_indices
+from loopwright.envs.engine.randomness import draw_control_samples
 from loopwright.envs.episode.budget import Budget
 from loopwright.envs.episode.decision import DIVERGED, HIT, MISS, OUTCOMES, RUNNING, Decision, Step
 from loopwright.envs.episode.hold_rule import HoldRule
@@ -231,7 +231,7 @@ class EpisodeBatch:
         lanes = self.lanes
         key, ticks = lanes.state.counters[:2]
         size = lanes.splits["control"][1].shape[1]
-        index = control_indices(key, ticks, min(self.settings.control_batch, size), size)
+        index = draw_control_samples(key, ticks, min(self.settings.control_batch, size), size)
         return lanes.evaluate("control", index)[0].cpu()
 
     def _observe(

@@ -20,7 +20,7 @@ from loopwright.envs.episode.hold_rule import hold_losses
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import UncalibratedTaskError
 from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
-from loopwright.inner_tasks.losses import guessing_loss
+from loopwright.inner_tasks.losses import compute_guessing_loss
 from loopwright.inner_tasks.task import Calibration, Task
 
 CONFIGURATIONS = 64
@@ -128,7 +128,7 @@ class Calibrator:
         target = float(best.quantile(0.8, interpolation="higher"))
         if not math.isfinite(target):
             return None, "the best static configuration diverges in more than a fifth of its re-runs"
-        guess = guessing_loss(task.loss, task.target.labels)
+        guess = compute_guessing_loss(task.loss, task.target.labels)
         target = max(target, SOLVED * guess)
         if task.loss == "cross-entropy" and target > LEARNT * guess:
             return None, f"out of reach: the best static configuration gets to {target:.3g}, a guess to {guess:.3g}"

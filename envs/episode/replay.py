@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from loopwright.envs.engine.fusing import compiler_available
+from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.lanes import Lanes
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.recorder import Recorder, fingerprint_task
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -83,7 +83,7 @@ def replay(path: Path, task: Task | None = None) -> Replay:
             f"updates; only runs of {Lanes.__name__} can be executed again"
         )
     settings = EpisodeSettings(**header["settings"])
-    if settings.compile and not compiler_available():
+    if settings.compile and not has_compiler():
         raise LedgerError(f"{path} was written by a compiled loop, and there is no C++ compiler here")
     here = read_versions()
     notes = [
@@ -91,7 +91,7 @@ def replay(path: Path, task: Task | None = None) -> Replay:
         for name, written in header["versions"].items()
         if here[name] != written
     ]
-    with compute_threads(header["threads"]), TemporaryDirectory() as folder:
+    with limit_threads(header["threads"]), TemporaryDirectory() as folder:
         forged = _execute(content, task, settings, Path(folder))
         (again,) = Path(folder).iterdir()
         replayed = read_ledger(again).entries

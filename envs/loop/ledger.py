@@ -25,14 +25,14 @@ _SEAL = ',"hash":"{}"}}\n'
 _SEAL_LENGTH = len(_SEAL.format(GENESIS))
 
 
-def as_json_value(value: Any) -> Any:
+def make_json_value(value: Any) -> Any:
     """Nested dicts, lists and numbers as JSON values; what JSON lacks (infinity, NaN) as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: as_json_value(entry) for key, entry in value.items()}
+        return {key: make_json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json_value(entry) for entry in value]
+        return [make_json_value(entry) for entry in value]
     return value
 
 
@@ -97,7 +97,7 @@ class Ledger:
     def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
         """A new ledger with its header. Raises ``LedgerError`` if the file exists."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        line, digest = _seal(as_json_value({"format": LEDGER_FORMAT, **header}), GENESIS)
+        line, digest = _seal(make_json_value({"format": LEDGER_FORMAT, **header}), GENESIS)
         # Under another name first: whoever kills us leaves no ledger or one with its header.
         begun = path.with_name(f".{path.name}.{os.getpid()}")
         begun.write_bytes(line)
@@ -119,7 +119,7 @@ class Ledger:
 
     def append(self, content: dict[str, Any]) -> None:
         """Write one line, in one call, and hand it to the operating system."""
-        line, self._last = _seal(as_json_value(content), self._last)
+        line, self._last = _seal(make_json_value(content), self._last)
         file = os.open(self.path, os.O_APPEND | os.O_WRONLY)  # thousands of runs at once would exhaust open files
         try:
             os.write(file, line)

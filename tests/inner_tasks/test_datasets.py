@@ -9,7 +9,7 @@ import pytest
 
 from loopwright.envs.loop.errors import DataError, UnknownNameError
 from loopwright.inner_tasks import datasets
-from loopwright.inner_tasks.datasets import SOURCES, digest, load, missing
+from loopwright.inner_tasks.datasets import SOURCES, digest, find_missing, load
 
 CACHED = "phishing"  # the smallest that is kept in the cache
 
@@ -84,7 +84,7 @@ def test_a_wrong_checksum_is_refused_wherever_the_data_is_from(cache: Path) -> N
 
 
 def test_a_missing_package_names_the_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert missing(CACHED) is None
+    assert find_missing(CACHED) is None
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "river", raising=False)
     with pytest.raises(DataError, match=r"phishing needs the package river: pip install 'loopwright\[tabular\]'"):

@@ -16,7 +16,7 @@ from loopwright.envs.episode.recorder import fingerprint_task
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
 from loopwright.inner_tasks import MLP, Task, get_task, make_task
-from loopwright.inner_tasks.models import output_shape
+from loopwright.inner_tasks.models import find_output_shape
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(300, 6, generator=GENERATOR)
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_take_the_inputs_is_refused() -> None:
 def test_torchs_own_random_numbers_are_left_alone(cached: bool) -> None:
     """Drawing tasks, building models, training: a user's loop beside it draws what it would without."""
     if not cached:
-        for cache in (get_task, output_shape, measure_cost):
+        for cache in (get_task, find_output_shape, measure_cost):
             cache.cache_clear()
     model, before = network(), torch.get_rng_state()
     task = make_task("mine", model, (X, Y))

@@ -22,7 +22,7 @@ from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, TrainingConfig
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.agents.training.trainer import train
-from loopwright.envs.engine.threads import compute_threads
+from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import BundleError, LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KnobSet
@@ -151,7 +151,7 @@ def test_a_training_computes_in_as_many_threads_as_it_is_told(tmp_path: Path, mo
     before = torch.get_num_threads()
     for threads in (1, 2):
         config = TrainingConfig(steps=64, options=SMALL_PPO, **TINY, **({} if threads == 1 else {"threads": 2}))
-        with compute_threads(3 - threads):
+        with limit_threads(3 - threads):
             train(config, tmp_path / str(threads), show_progress=False, settings=QUICK)
             assert torch.get_num_threads() == 3 - threads
         assert seen == {threads}

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopwright.envs.engine.cost import measure_cost
-from loopwright.envs.engine.fusing import compiler_available
+from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.lanes import Lanes
-from loopwright.envs.engine.randomness import candidate_indices, control_indices, make_key
+from loopwright.envs.engine.randomness import draw_candidates, draw_control_samples, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.episode.snapshots import LaneSnapshots
 from loopwright.envs.loop.errors import LoopwrightError
@@ -365,7 +365,7 @@ def test_a_diverged_lane_leaves_the_others_alone(small_task: Task) -> None:
     assert torch.equal(second_lane(wild), second_lane(LoopPlan()))
 
 
-@pytest.mark.skipif(not compiler_available(), reason="no C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_the_compiled_tick_equals_the_eager_one(small_task: Task) -> None:
     plan = stack_plans(
         [
@@ -406,7 +406,7 @@ def test_the_reference_is_torchs_own_optimizer(name: str, small_task: Task) -> N
     optimizer = make_optimizer(model.parameters())
     key = make_key(torch.tensor([3]))
     for tick in range(40):
-        index = candidate_indices(key, torch.tensor([tick]), 16, len(small_task.train))[0][0]
+        index = draw_candidates(key, torch.tensor([tick]), 16, len(small_task.train))[0][0]
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(small_task.train.inputs[index]), small_task.train.labels[index])
         loss.backward()
@@ -447,7 +447,7 @@ def test_batch_updates_only_when_full(small_task: Task) -> None:
 
 def test_streams_are_uniform_and_apart() -> None:
     key = make_key(torch.arange(200))
-    drawn = [torch.cat(candidate_indices(key, torch.full((200,), t), 16, 100), dim=1) for t in range(50)]
+    drawn = [torch.cat(draw_candidates(key, torch.full((200,), t), 16, 100), dim=1) for t in range(50)]
     index = torch.cat(drawn, dim=1)
     counts = torch.bincount(index.flatten(), minlength=100).double()
     expected = index.numel() / 100
@@ -455,7 +455,7 @@ def test_streams_are_uniform_and_apart() -> None:
     assert index.max() <= 99
     assert ((counts - expected) ** 2 / expected).sum() < 150  # chi-square, 99 degrees of freedom: p = 7e-4
     assert not torch.equal(index[0], index[1])
-    control = control_indices(key, torch.zeros(200, dtype=torch.int64), 16, 100)
+    control = draw_control_samples(key, torch.zeros(200, dtype=torch.int64), 16, 100)
     assert (control == index[:, :16]).double().mean() < 0.03
 
 

@@ -20,7 +20,7 @@ from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import UncalibratedTaskError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks import MLP, Calibration, ConvNet, Split, Task, get_task
-from loopwright.inner_tasks.losses import guessing_loss
+from loopwright.inner_tasks.losses import compute_guessing_loss
 from loopwright.inner_tasks.targets import read_targets
 from loopwright.inner_tasks.task import SPLITS
 
@@ -196,7 +196,7 @@ def test_a_task_that_measures_nothing_is_dropped_with_the_reason(change: str, re
 
 
 def test_a_target_lies_no_lower_than_rounding_errors() -> None:
-    floor = 1e-3 * guessing_loss("cross-entropy", get_task("spirals:2").target.labels)
+    floor = 1e-3 * compute_guessing_loss("cross-entropy", get_task("spirals:2").target.labels)
     lowest = min(calibration.target for calibration in read_targets().targets.values())
     assert get_task("spirals:2").calibration.target >= floor * (1 - 1e-6)  # type: ignore[union-attr]
     assert lowest > 1e-5
