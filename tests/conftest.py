@@ -16,6 +16,11 @@ settings.load_profile("loopwright")
 SHAPES = ("mixtures:2", "digits-conv:0", "breast-cancer:1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: else one core waits for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(params=SHAPES)
 def any_task(request: pytest.FixtureRequest) -> Task:
     return get_task(request.param)

@@ -157,6 +157,7 @@ def test_a_family_is_added_in_two_files_as_contributing_says(tmp_path: Path) -> 
     run_changed(tmp_path, USE_OF_THE_NEW_FAMILY)
 
 
+@pytest.mark.slow
 def test_the_readme_examples_run(tmp_path: Path) -> None:
     # In order and in one namespace, as a reader would paste them; shortened where they say how long to train.
     code = "\n".join(examples("README.md", ""))

@@ -60,6 +60,7 @@ def test_the_command_is_a_program(tmp_path: Path) -> None:
         assert message in run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_train_then_evaluate(loopwright: Command, tmp_path: Path) -> None:
     arguments = ("--folder", "agent", "--steps", "256", "--lanes", "16", "--suite", "demo-new", "--no-compile")
     trained = loopwright("train", *arguments, cwd=tmp_path)
@@ -216,6 +217,7 @@ def test_scores_trains_families_and_writes_their_page(loopwright: Command, tmp_p
     assert sum("`mnist-mlp`" in row for row in rows) == 1  # listed, not trained
 
 
+@pytest.mark.slow
 def test_calibration_stores_what_it_can_find_again(tmp_path: Path) -> None:
     """In a copy of the package, whose targets are its own."""
     shutil.copytree(
@@ -257,6 +259,7 @@ def test_bench_measures_costs(loopwright: Command, tmp_path: Path) -> None:
     assert all(row["measured"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None:
     result = loopwright("bench", "--json", "--seconds", "0.2", "--lanes", "4", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

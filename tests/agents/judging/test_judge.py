@@ -41,6 +41,8 @@ from loopwright.scripts.compare import compare
 TINY, TASK = "tiny", "breast-cancer:100000"
 SHORT = EpisodeSettings(budget_factor=0.6)
 
+pytestmark = pytest.mark.xdist_group("judge")  # they share what is slow to make
+
 
 def bundle(seed: int, knobs: str = "all") -> Policy:
     torch.manual_seed(seed)

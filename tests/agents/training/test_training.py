@@ -125,6 +125,7 @@ def test_a_bundle_is_proved_on_random_observations(monkeypatch: pytest.MonkeyPat
         extract_policy(model, knobs, LoopPlan())
 
 
+@pytest.mark.slow
 def test_every_advertised_algorithm_trains(tmp_path: Path) -> None:
     options: dict[str, dict[str, object]] = {
         "PPO": SMALL_PPO, "A2C": {"n_steps": 8}, "TRPO": {"n_steps": 16, "batch_size": 32},

@@ -157,6 +157,7 @@ def test_an_alarm_after_a_rollback_does_not_undo_it(small_task: Task) -> None:
     assert torch.equal(batch.lanes.state.weights, stored)
 
 
+@pytest.mark.slow
 def test_of_1000_wild_runs_none_ends_non_finite_and_every_intervention_is_on_record(tmp_path: Path) -> None:
     guarded_runs = run_wild(guard=5, ledgers=tmp_path)
     assert guarded_runs["runs"] == 1000
