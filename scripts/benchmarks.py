@@ -180,9 +180,8 @@ def run_wild(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict
     batch.begin(range(lanes), [task] * lanes, range(lanes), starts)
     before = batch.lanes.evaluate("target")[0]
     running, diverged, interventions = torch.ones(lanes, dtype=torch.bool), 0, 0
-    sizes = [len(knob.steps) for knob in knobs.knobs]
     for _ in range(12):
-        actions = rng.integers(sizes, size=(lanes, len(sizes)))
+        actions = rng.integers(knobs.choices, size=(lanes, len(knobs.choices)))
         decision = batch.decide(knobs.apply(actions, batch.plans, batch.step_ratio), actions)
         interventions += int(((decision.verdict != FINE) & running).sum())
         diverged += int(((decision.outcome == DIVERGED) & running).sum())

@@ -1,4 +1,4 @@
-"""Tune the competitors on the training suite, and store the winners with their provenance in agents/tuned.json.
+"""Tune the competitors on the training suite, and store the winners with their provenance in tuned.json.
 
 Every competitor's quasi-random configurations run on the same tasks with the same seeds.
 """

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from loopwright.envs.loop.controller import View
+from loopwright.envs.loop.controller import Described, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION, Needs
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Described):
     """A policy network and what it needs to know: it is a ``Controller``.
 
     Attributes:
@@ -95,10 +95,6 @@ class Policy:
     def sets_rate(self) -> bool:
         return False
 
-    @property
-    def own_optimizer(self) -> None:
-        return None
-
     def decide(self, view: View) -> torch.Tensor:
         return self.knobs.move(self.steps(view.observation), view.plans, view.step_ratio)
 
@@ -138,7 +134,7 @@ class Policy:
         return output.tanh() if self.squashed else output.clamp(-1, 1)
 
     def _logits(self, observation: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.split(self.network(observation), [len(knob.steps) for knob in self.knobs.knobs], dim=1)
+        return torch.split(self.network(observation), self.knobs.choices, dim=1)
 
 
 def build_network(widths: list[int], activation: str) -> nn.Sequential:

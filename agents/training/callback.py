@@ -18,7 +18,6 @@ class TrainingCallback(BaseCallback):
         super().__init__()
         self.folder, self.config, self.show = folder, config, show
         self._recent: deque[tuple[float, bool, float]] = deque(maxlen=400)
-        self._returns = np.zeros(config.lanes)
         self._bar: Any = None
         self._next_checkpoint = 0
 
@@ -31,11 +30,9 @@ class TrainingCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         # ARS evaluates whole policies, and shows its callbacks no step.
-        self._returns += self.locals.get("rewards", 0.0)
         for i in np.flatnonzero(self.locals.get("dones", ())):
             info = self.locals["infos"][i]
-            self._recent.append((self._returns[i], info["outcome"] == "hit", info["cost"] / info["budget"]))
-            self._returns[i] = 0.0
+            self._recent.append((info["episode"]["r"], info["outcome"] == "hit", info["cost"] / info["budget"]))
         self._bar.update(self.num_timesteps - self._bar.n)
         if self.num_timesteps >= self._next_checkpoint:
             self.checkpoint()
