@@ -5,8 +5,8 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
 
-# A process per core, each of one thread; tests that share what they made stay together.
-SPLIT := -n auto --maxprocesses 4 --dist loadgroup
+# A process per core, each of one thread; a file's tests stay together, since they share what they made.
+SPLIT := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check check-oldest format clean
 

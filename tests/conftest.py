@@ -17,7 +17,7 @@ SHAPES = ("mixtures:2", "digits-conv:0", "breast-cancer:1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: else one core waits for the other at the end."""
+    """The longest first, and with them their files: else one core waits for the other at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -41,8 +41,6 @@ from loopwright.scripts.compare import compare
 TINY, TASK = "tiny", "breast-cancer:100000"
 SHORT = EpisodeSettings(budget_factor=0.6)
 
-pytestmark = pytest.mark.xdist_group("judge")  # they share what is slow to make
-
 
 def bundle(seed: int, knobs: str = "all") -> Policy:
     torch.manual_seed(seed)
@@ -72,6 +70,7 @@ def everything(tiny_suite: None, tmp_path_factory: pytest.TempPathFactory) -> tu
     return found, folder, counted
 
 
+@pytest.mark.slow
 def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
     evaluation, folder, counted = everything
     names = [AGENT, "agent (lr)", "default AdamW", *COMPETITORS, ORACLE, RANDOM_POLICY, *list_searches(), OPEN_LOOP]
@@ -261,6 +260,12 @@ def test_agents_are_told_apart() -> None:
         group_trainings([bundle(0), bundle(0)])
     with pytest.raises(LoopwrightError, match="at least one policy"):
         group_trainings([])
+
+
+def test_the_basic_competitors_are_a_constant_a_schedule_and_a_rule() -> None:
+    assert entrants.expand_competitors("basic") == ["constant", "warm-up cosine", "plateau"]
+    assert entrants.expand_competitors("all") == list(COMPETITORS)
+    assert entrants.expand_competitors(["SOAP"]) == ["SOAP"]
 
 
 def test_what_cannot_be_judged_is_refused(tiny_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,7 @@ BROWSER = os.environ.get("LOOPWRIGHT_BROWSER") or shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"]  # fmt: skip
 
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the PATH or in LOOPWRIGHT_BROWSER"),
-    pytest.mark.xdist_group("report"),  # they share what is slow to make
-]
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the PATH or in LOOPWRIGHT_BROWSER")
 
 
 @pytest.fixture(scope="module")
