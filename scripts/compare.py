@@ -85,7 +85,7 @@ def _read(name: str, label: str) -> tuple[list[RunRecord], list[Timing]]:
     _, records = read_results(Path(folder) / RESULTS)
     own = [replace(r, method=label) for r in records if r.method == method]
     if not own:
-        known = ", ".join(dict.fromkeys(r.method for r in records))
+        known = ", ".join(sorted({r.method for r in records}))
         raise LoopwrightError(f"{folder} has no runs of {method!r}; it has {known}")
     timings = read_timings(Path(folder) / TIMINGS) if (Path(folder) / TIMINGS).exists() else []
     return own, [replace(t, method=label) for t in timings if t.method == method]
