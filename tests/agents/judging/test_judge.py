@@ -147,7 +147,7 @@ def test_comparing_says_what_is_missing(everything: tuple[Evaluation, Path, Coun
     evaluation, folder, _ = everything
     compared = compare(str(folder), f"{folder}:constant")
     assert compared.ratios[0].point == pytest.approx(evaluation.ratio(TINY, "constant").point)
-    with pytest.raises(LoopwrightError, match="no runs of 'nobody'; it has .*Ali-G, .*agent, "):
+    with pytest.raises(LoopwrightError, match=r"no runs of 'nobody'; it has .*Ali-G, .*agent, "):
         compare(str(folder), f"{folder}:nobody")
     with pytest.raises(LoopwrightError, match="no results"):
         compare(str(tmp_path), str(folder))
