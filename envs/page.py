@@ -28,19 +28,21 @@ Registered knob sets: {sets}.
 ## Observation Space
 
 `Box(-5, 5, float32)`, clipped there. L is the mean training loss of the last decision, V the loss on the last
-control batch, V0 that before training; v the running average of log V (fast); G the gradient of an update, m the
-momentum, d the step before, H the Hessian and P the optimizer's metric. Running averages have half-lives of
-{half_lives} decisions. *Blind to*: multiplying the loss by a constant ("scale"), or adding one as well ("affine"),
-changes nothing.
+control batch (where there is no control split, L), V0 that before training; v the running average of log V (fast);
+G the gradient of an update, m the momentum, d the step before, H the Hessian and P the optimizer's metric. Running
+averages have half-lives of {half_lives} decisions. *Blind to*: multiplying the
+loss by a constant ("scale"), or adding one as well ("affine"), changes nothing.
 
 {features}
+| `brought_...` | what the last change of each knob brought (`envs.loop.changes`) | any | scale |
 | `plan_...` | where each knob stands between its bounds, in the order above | -1 to 1 | |
 
 ## Cost
 
 Counted in geq: the measured FLOPs of forward and backward over one sample are 1. A frozen prefix costs no backward
 pass; keeping a share of a microbatch costs a forward pass over all of it; looks at the control split are charged,
-and what a rollback or the guard throws away stays charged.
+and what a rollback or the guard throws away stays charged. An update costs what the price list says (`prices`,
+`envs.engine.prices`), by optimizer, and the budget is priced alike.
 
 ## Rewards
 
@@ -80,7 +82,9 @@ only by `max_episode_steps`.
 | `knobs` | str | "all" | a knob set, or knob names joined by "+" |
 | `action` | str | "discrete" | or "box" |
 | `plan` | LoopPlan | LoopPlan() | the starting plan |
-| `plan_spread` | float | 0.0 | an episode starts with its learning rate times 10^U(-spread, spread) |
+| `spread` | Spread | Spread() | how far around that plan episodes start (`envs.sampling.Spread`) |
+| `prices` | str, mapping or PriceList | "gradients" | what an update costs: "gradients", "measured", "drawn" |
+| `withheld` | float | 0.0 | chance with which each source is withheld: control split, target, budget, size, prices |
 | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
 | `ledgers` | path | None | folder for an audit log per episode (`envs.loop.ledger`) |
 | `render_mode` | str | None | "rgb_array" draws the run so far |

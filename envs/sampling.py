@@ -1,26 +1,66 @@
-"""TaskSampler: which task an episode draws, its seed, and the plan it starts from. For both environments."""
+"""TaskSampler: which task an episode draws, its seed, and what it starts from. For both environments."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from loopwright.envs.engine.prices import PriceList
+from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.context import INFORMATION
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
-from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
 from loopwright.inner_tasks.datasets import require
 from loopwright.inner_tasks.registry import find_family, get_shape, get_task
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.inner_tasks.targets import find_calibration
 from loopwright.inner_tasks.task import ShapeKey, Task
 
+# What the fields of a plan are drawn from, where they are drawn.
+DRAWN_FIELDS: dict[str, tuple[Any, ...]] = {
+    "optimizer": OPTIMIZERS,
+    "momentum": (0.0, 0.5, 0.8, 0.9, 0.95),
+    "second_momentum": (0.8, 0.9, 0.95, 0.99, 0.999),
+    "weight_decay": (0.0, 0.01, 0.1, 0.5),
+    "batch": (1, 2, 4, 8),
+    "average": (0.0, 8.0, 32.0, 128.0),
+}
+SGD_FACTOR = 30.0  # what a learning rate of adamw is multiplied by for sgd: about the ratio of what is tuned for each
 
-class Start(NamedTuple):
-    """What an episode begins with."""
 
-    task: Task
-    seed: int
-    plan: LoopPlan
+@dataclass(frozen=True)
+class Spread:
+    """How the plans that episodes start from lie around a plan, so that a policy does not rely on its start.
+
+    Attributes:
+        rate: in orders of magnitude: the learning rate is multiplied by 10^U(-rate, rate), in [0, 2].
+        fields: the chance, in [0, 1], with which each other field of ``DRAWN_FIELDS`` is drawn anew.
+    """
+
+    rate: float = 0.0
+    fields: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 2:
+            raise LoopwrightError(f"rate of a spread must lie in [0, 2], orders of magnitude; got {self.rate}")
+        if not 0 <= self.fields <= 1:
+            raise LoopwrightError(f"fields of a spread must be a chance, in [0, 1]; got {self.fields}")
+
+    def draw(self, rng: np.random.Generator, plan: LoopPlan) -> LoopPlan:
+        """A plan around ``plan``. Nothing is drawn for a spread of 0."""
+        changes: dict[str, Any] = {}
+        if self.fields:
+            for name, values in DRAWN_FIELDS.items():
+                value, drawn = values[int(rng.integers(len(values)))], rng.random() < self.fields
+                if drawn:
+                    changes[name] = value
+        rate = plan.learning_rate
+        if self.rate:
+            rate *= 10 ** rng.uniform(-self.rate, self.rate)
+        was, now = plan.optimizer == "sgd", changes.get("optimizer", plan.optimizer) == "sgd"
+        rate *= SGD_FACTOR ** (now - was)
+        return replace(plan, learning_rate=rate, **changes)
 
 
 class TaskSampler:
@@ -30,24 +70,36 @@ class TaskSampler:
         suite: name of the suite that tasks are drawn from.
         tasks: tasks to draw from instead, by name or as they are; None for the whole suite. One given by name is drawn
             when an episode needs it; whether it can be is checked here.
-        plan: what episodes start from.
-        plan_spread: in orders of magnitude; an episode starts with its learning rate times 10^U(-spread, spread).
+        plan: what episodes start from, or around.
+        spread: how far around.
+        prices: what updates cost.
+        microbatch: samples of a tick.
+        withheld: the chance with which each source of information (``envs.loop.context``) is withheld.
 
     Raises:
-        LoopwrightError: no task, an unknown one, one without a target or without data; a spread outside [0, 2].
+        LoopwrightError: no task, an unknown one, one without a target or without data; a chance outside [0, 1].
     """
 
     def __init__(
-        self, suite: str, tasks: Sequence[str | Task] | None, plan: LoopPlan | None, plan_spread: float
+        self,
+        suite: str,
+        tasks: Sequence[str | Task] | None,
+        plan: LoopPlan | None,
+        *,
+        spread: Spread | None,
+        prices: PriceList,
+        microbatch: int,
+        withheld: float,
     ) -> None:
         if tasks is not None and len(tasks) == 0:
             raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
-        if not 0 <= plan_spread <= 2:
-            raise LoopwrightError(f"plan_spread must lie in [0, 2], orders of magnitude; got {plan_spread}")
+        if not 0 <= withheld <= 1:
+            raise LoopwrightError(f"withheld must be a chance, in [0, 1]; got {withheld}")
         self.tasks = list(get_suite(suite).tasks() if tasks is None else tasks)
         for task in self.tasks:
             check_task(task)
-        self.plan, self.plan_spread = plan or LoopPlan(), plan_spread
+        self.plan, self.spread = plan or LoopPlan(), spread or Spread()
+        self._prices, self._microbatch, self._withheld = prices, microbatch, withheld
 
     def by_shape(self) -> dict[ShapeKey, list[str | Task]]:
         """The tasks that can share lanes, by their shape."""
@@ -67,13 +119,10 @@ class TaskSampler:
         tasks = self.tasks if among is None else among
         drawn = tasks[int(rng.integers(len(tasks)))]
         seed = int(rng.integers(2**31))
-        return Start(draw_task(chosen or drawn), seed, self._draw_plan(rng))
-
-    def _draw_plan(self, rng: np.random.Generator) -> LoopPlan:
-        if self.plan_spread == 0:
-            return self.plan
-        factor = 10 ** rng.uniform(-self.plan_spread, self.plan_spread)
-        return replace(self.plan, learning_rate=self.plan.learning_rate * factor)
+        task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self.plan)
+        prices = self._prices.draw(rng, task.model, self._microbatch)
+        withheld = tuple(source for source in INFORMATION if self._withheld and rng.random() < self._withheld)
+        return Start(task, seed, plan, prices, withheld=withheld)
 
 
 def check_task(task: str | Task) -> None:

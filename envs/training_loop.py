@@ -1,6 +1,7 @@
 """TrainingLoopEnv: one inner training run as a Gymnasium environment. ``vector`` runs many at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from loopwright.envs.engine.prices import PriceList
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import Decision
 from loopwright.envs.episode.recorder import Recorder
@@ -18,7 +20,7 @@ from loopwright.envs.loop.ledger import Author
 from loopwright.envs.loop.plan import LoopPlan, unstack_plans
 from loopwright.envs.page import write_page
 from loopwright.envs.render import RENDER_MODES, Frame, check_render_mode, draw_run
-from loopwright.envs.sampling import TaskSampler, check_task
+from loopwright.envs.sampling import Spread, TaskSampler, check_task
 from loopwright.envs.spaces import make_action_space, make_observation_space
 from loopwright.inner_tasks.task import Task
 
@@ -38,15 +40,20 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         knobs: str = "all",
         action: str = "discrete",
         plan: LoopPlan | None = None,
-        plan_spread: float = 0.0,
+        spread: Spread | None = None,
+        prices: str | Mapping[str, float] | PriceList | None = None,
+        withheld: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
-        self.sampler = TaskSampler(suite, tasks, plan, plan_spread)
+        self.settings = choose_settings(settings, prices)
+        self.sampler = TaskSampler(
+            suite, tasks, plan, spread=spread, prices=self.settings.price_list, microbatch=self.settings.microbatch,
+            withheld=withheld,
+        )  # fmt: skip
         self.knobs = KnobSet(knobs, action)
-        self.settings = settings or EpisodeSettings()
         self.ledgers = ledgers
         self.observation_space = make_observation_space()  # type: ignore[assignment]
         self.action_space = make_action_space(self.knobs)
@@ -77,7 +84,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         if key not in self._batches:
             self._batches[key] = make_batch(start.task, 1, self.settings, self.knobs, self.ledgers)
         self._episode = episode = self._batches[key]
-        episode.begin([0], [start.task], [start.seed], [start.plan])
+        episode.begin([0], [start])
         self._frames = []
         return self._observe(episode), self._describe(episode, None)
 
@@ -118,6 +125,14 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         if decision is None:
             info |= {"loss": None, "metric": None}
         return info | {"plan": unstack_plans(episode.plans)[0].as_dict()}
+
+
+def choose_settings(
+    settings: EpisodeSettings | None, prices: str | Mapping[str, float] | PriceList | None
+) -> EpisodeSettings:
+    """The settings of an environment, with the prices that it is given besides."""
+    settings = settings or EpisodeSettings()
+    return settings if prices is None else replace(settings, prices=prices)
 
 
 def make_batch(

@@ -1,6 +1,6 @@
 """TrainingLoopVectorEnv: many training runs at once, in one batch per task shape, as a Gymnasium vector environment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from loopwright.envs.engine.prices import PriceList
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import Decision
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -18,9 +19,9 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.plan import LoopPlan, unstack_plans
 from loopwright.envs.render import RENDER_MODES, Frame, check_render_mode, draw_run
-from loopwright.envs.sampling import TaskSampler, draw_task
+from loopwright.envs.sampling import Spread, TaskSampler, draw_task
 from loopwright.envs.spaces import make_action_space, make_observation_space
-from loopwright.envs.training_loop import FloatArray, make_batch
+from loopwright.envs.training_loop import FloatArray, choose_settings, make_batch
 from loopwright.inner_tasks.task import Task
 
 Mask = npt.NDArray[np.bool_]
@@ -64,7 +65,9 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         knobs: str = "all",
         action: str = "discrete",
         plan: LoopPlan | None = None,
-        plan_spread: float = 0.0,
+        spread: Spread | None = None,
+        prices: str | Mapping[str, float] | PriceList | None = None,
+        withheld: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -75,7 +78,11 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         self.autoreset_mode, self.render_mode = AutoresetMode(autoreset_mode), check_render_mode(render_mode)
         if max_episode_steps is not None and max_episode_steps < 1:
             raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
-        self.sampler = TaskSampler(suite, tasks, plan, plan_spread)
+        settings = choose_settings(settings, prices)
+        self.sampler = TaskSampler(
+            suite, tasks, plan, spread=spread, prices=settings.price_list, microbatch=settings.microbatch,
+            withheld=withheld,
+        )  # fmt: skip
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.knobs = KnobSet(knobs, action)
         self.single_observation_space = make_observation_space()
@@ -83,7 +90,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = {"render_modes": RENDER_MODES, "autoreset_mode": self.autoreset_mode}
-        self._groups = self._divide(settings or EpisodeSettings(), ledgers)
+        self._groups = self._divide(settings, ledgers)
         self._generators: list[np.random.Generator] = []
         self._finished = np.zeros(num_envs, dtype=bool)
         self._decisions = np.zeros(num_envs, dtype=int)
@@ -223,7 +230,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             lanes = np.flatnonzero(mask[part]).tolist()
             if lanes:
                 starts = [self.sampler.draw(self._generators[part.start + lane], among=tasks) for lane in lanes]
-                batch.begin(lanes, [s.task for s in starts], [s.seed for s in starts], [s.plan for s in starts])
+                batch.begin(lanes, starts)
 
     def _begin_at_once(self, decisions: list[Decision], done: Mask) -> Info:
         """Start the next episode where one has ended; the info then says what it ended with (SAME_STEP)."""

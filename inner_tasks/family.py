@@ -110,7 +110,9 @@ class TaskFamily(ABC):
         )
         row = torch.arange(len(train)) % (len(train) // variation.repeats)
         train = Split(train.inputs[row], train.labels[row])
-        return Task(name or f"{self.name}:unnamed", model, train, control, target, self.loss, variation.initial_scale)
+        name = name or f"{self.name}:unnamed"
+        scale, repeats = variation.initial_scale, variation.repeats
+        return Task(name, model, train, control, target, self.loss, scale, repeats=repeats)
 
     def vary(self, rng: np.random.Generator) -> Variation:
         """What ``sample`` draws first."""

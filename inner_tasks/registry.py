@@ -40,7 +40,7 @@ def get_shape(task: str | Task) -> ShapeKey:
     return family.draw_shape(seed)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def get_task(name: str) -> Task:
     """The task called ``family:seed``; drawn once, then kept in memory."""
     family, seed = find_family(name)

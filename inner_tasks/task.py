@@ -58,8 +58,8 @@ class Calibration:
 class Task:
     """One inner training problem: data in three splits, a model, a loss, the scale of its initial weights, a target.
 
-    ``name`` is ``family:seed``. The loss also says which metric there is (``inner_tasks.losses``). Raises
-    ``LoopwrightError`` where the parts do not fit each other.
+    ``name`` is ``family:seed``. The loss also says which metric there is (``inner_tasks.losses``); ``repeats`` is how
+    often each sample is in the training split. Raises ``LoopwrightError`` where the parts do not fit each other.
     """
 
     name: str
@@ -70,8 +70,11 @@ class Task:
     loss: LossName = "cross-entropy"
     initial_scale: float = 1.0
     calibration: Calibration | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.repeats <= len(self.train):
+            raise LoopwrightError(f"task {self.name}: repeats must be 1 to {len(self.train)}; got {self.repeats}")
         if self.loss not in METRICS:
             raise UnknownNameError("loss", self.loss, list(METRICS))
         if not (np.isfinite(self.initial_scale) and self.initial_scale > 0):
@@ -116,6 +119,11 @@ class Task:
     def metric(self) -> str:
         """What ``metric`` in results is for this task: "accuracy" or "R2"."""
         return METRICS[self.loss]
+
+    @property
+    def distinct_samples(self) -> int:
+        """How many different samples there are to train on."""
+        return len(self.train) // self.repeats
 
     @property
     def shape_key(self) -> "ShapeKey":

@@ -22,6 +22,7 @@ from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import DIVERGED
 from loopwright.envs.episode.recorder import Recorder
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.guard import FINE
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import Author
@@ -176,8 +177,8 @@ def run_wild(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict
     settings = EpisodeSettings(guard=guard)
     recorder = Recorder(ledgers, Author("random actions")) if ledgers else None
     batch = EpisodeBatch(task, lanes, settings, rolls_back=True, recorder=recorder)
-    starts = [LoopPlan(OPTIMIZERS[i % 2], 10.0 ** rng.uniform(-6, 3)) for i in range(lanes)]
-    batch.begin(range(lanes), [task] * lanes, range(lanes), starts)
+    plans = [LoopPlan(OPTIMIZERS[i % len(OPTIMIZERS)], 10.0 ** rng.uniform(-6, 3)) for i in range(lanes)]
+    batch.begin(range(lanes), [Start(task, seed, plan) for seed, plan in enumerate(plans)])
     before = batch.lanes.evaluate("target")[0]
     running, diverged, interventions = torch.ones(lanes, dtype=torch.bool), 0, 0
     for _ in range(12):

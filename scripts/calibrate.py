@@ -8,7 +8,7 @@ Resumes where it was interrupted: a task that has a target, or was dropped, is l
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 
 import torch
@@ -63,7 +63,7 @@ def main(config: Config) -> int:
         "search": f"{CONFIGURATIONS} Sobol static configurations, {RERUNS} re-runs of the best",
         "seeds": {"search": SEARCH_SEED, "rerun": RERUN_SEED},
         "decisions": config.decisions,
-        "settings": {key: value for key, value in asdict(settings).items() if key not in ("compile", "device")},
+        "settings": {key: value for key, value in settings.as_json().items() if key not in ("compile", "device")},
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }

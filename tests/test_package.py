@@ -15,7 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("inner_tasks", "envs", "agents", "scripts")
-DATA = ("py.typed", "inner_tasks/targets.json", "inner_tasks/checksums.json", "agents/controllers/tuned.json",
+DATA = ("py.typed", "envs/engine/prices.json", "inner_tasks/targets.json", "inner_tasks/checksums.json",
+        "agents/controllers/tuned.json",
         "agents/judging/report.html.jinja")  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The judge: agents against everything people would use instead, on tasks nobody trained on, with paired seeds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from loopwright.agents.controllers.policy import Policy
@@ -78,7 +77,7 @@ def judge(
     run_seeds = [FIRST_SEED + number for number in range(seeds)]
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
     field = [*contestants, *list_rivals(names), *(_list_extras(controllers[0]) if everything else ())]
-    judged = {name: value for name, value in asdict(settings).items() if name not in NOT_JUDGED}
+    judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
     header = {"suites": members, "seeds": run_seeds, "settings": judged}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)

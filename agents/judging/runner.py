@@ -23,6 +23,7 @@ from loopwright.envs.episode.decision import HIT, OUTCOMES, Decision
 from loopwright.envs.episode.hold_rule import HoldRule
 from loopwright.envs.episode.recorder import Recorder
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import Author
@@ -154,6 +155,11 @@ def _run_part(part: Part, follow: Follow | None) -> Iterator[tuple[int, RunRecor
         yield part.numbers[position], record
 
 
+def _start_of(job: Job) -> Start:
+    own = job.controller.own_optimizer
+    return Start(job.task, job.seed, job.controller.start, updates_by="" if own is None else own.kind)
+
+
 class _Runs:
     """The jobs of one shape, started in whichever lane is free."""
 
@@ -215,8 +221,7 @@ class _Runs:
         jobs = [self.jobs[number] for number in numbers]
         easier = [job.task.calibration.easier if job.task.calibration else None for job in jobs]
         self.easier.begin(torch.tensor(free), torch.tensor([math.nan if loss is None else loss for loss in easier]))
-        starts = [job.controller.start for job in jobs]
-        self.batch.begin(free, [job.task for job in jobs], [job.seed for job in jobs], starts)
+        self.batch.begin(free, [_start_of(job) for job in jobs])
         for lane, job in zip(free, jobs, strict=True):
             if isinstance(engine, LibraryLanes) and job.controller.own_optimizer is not None:
                 updates = float(self.batch.budget.total[lane]) / self.batch.settings.microbatch

@@ -26,12 +26,13 @@ from loopwright.envs.engine.randomness import draw_control_samples, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, stack_plans
 from loopwright.envs.loop.telemetry import SUMS, summarise
 from loopwright.inner_tasks.task import Split, Task
 
@@ -112,7 +113,14 @@ class _TimedLoop:
         self.size = min(settings.control_batch, len(task.control))
         self.look = measure_cost(task.model).look(self.size) if controller.needs.looks else 0.0
         self.observer = Observer(1)
-        self.observer.begin([0], torch.ones(1), [0.5])
+        price_list, own = settings.price_list, controller.own_optimizer
+        names = OPTIMIZERS if own is None else [*OPTIMIZERS, own.kind]
+        self.prices = price_list.quote(task.model, settings.microbatch, names)
+        context = Context(
+            target=0.5, budget=1e4, parameters=sum(p.numel() for p in self.loop.parameters),
+            samples=task.distinct_samples, prices=self.prices, microbatch=settings.microbatch,
+        )  # fmt: skip
+        self.observer.begin([0], torch.ones(1), [context])
         self.smoothed = 0.0
         self.key, self.decisions = make_key(torch.tensor([seed])), 0
         # The guard takes a snapshot every few decisions; for a rollback the best state is kept, at worst at each.
@@ -145,7 +153,9 @@ class _TimedLoop:
             began = time.perf_counter()
             self.bare.run(plan, self.settings.ticks_per_decision)
             extra += max(0.0, (trained - restored) - (time.perf_counter() - began))
-        return seconds, extra, float(sums[SUMS.index("cost")]) + self.look
+        price = self.prices[plan.optimizer if self.own_optimizer is None else self.own_optimizer.kind]
+        updates = float(sums[SUMS.index("updates")])
+        return seconds, extra, float(sums[SUMS.index("cost")]) + updates * price + self.look
 
     def _control(self, plan: LoopPlan, sums: torch.Tensor) -> None:
         plans = stack_plans([replace(plan, rollback=False)])
@@ -160,7 +170,10 @@ class _TimedLoop:
                 observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed
             else:
                 yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
-                reading = Reading(summarise(sums[:, None]), torch.tensor([loss]), plans, left, yes, no)
+                read = torch.tensor([(self.loop.cursor + 1.0) * self.loop.microbatch])
+                reading = Reading(
+                    summarise(sums[:, None]), torch.tensor([loss]), plans, left, yes, no, samples_read=read
+                )
                 observation = self.observer.observe(reading)
         self.decisions += 1
         taken = torch.tensor([float(self.decisions)])

@@ -39,8 +39,14 @@ class TrainingConfig:
     """discrete or box; empty takes what the algorithm supports."""
     start: str = "tuned"
     """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
-    plan_spread: float = 0.0
+    rate_spread: float = 1.5
     """Episodes start with the learning rate times 10^U(-spread, spread), lest the policy rely on its start."""
+    fields_spread: float = 0.3
+    """Chance with which an episode starts with another optimizer, momentum, batch, ... than the starting plan's."""
+    prices: str = "drawn"
+    """What updates cost: "gradients" (nothing), "measured", or "drawn" for every episode, for the policy to read."""
+    withheld: float = 0.1
+    """Chance with which each source is withheld from the policy: control split, target, budget, size, prices."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000

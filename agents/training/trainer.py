@@ -23,6 +23,7 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
 
@@ -46,7 +47,7 @@ def train(
     checkpoint = folder / "checkpoint.zip"
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
-    settings = replace(settings or EpisodeSettings(compile=config.compile), discount=discount)
+    settings = replace(settings or EpisodeSettings(compile=config.compile), discount=discount, prices=config.prices)
     if settings.compile and show_progress:
         tqdm.write("compiling the inner loop (half a minute, less the next time)")
     envs = _make_envs(config, settings)
@@ -62,8 +63,9 @@ def train(
         raise
     callback.init_callback(model)
     callback.checkpoint()
-    made = {name: value for name, value in asdict(settings).items() if name not in ("compile", "device")}
-    trained = {"seed": config.seed, "suite": config.suite, "plan_spread": config.plan_spread,
+    made = {name: value for name, value in settings.as_json().items() if name not in ("compile", "device")}
+    trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,
+               "fields_spread": config.fields_spread, "withheld": config.withheld,
                "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
     knobs = KnobSet(config.knobs, config.action_kind)
     policy = extract_policy(model, knobs, get_starting_plan(config.start), trained)
@@ -90,8 +92,8 @@ def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
     return SB3VecEnv(
         TrainingLoopVectorEnv(
             config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
-            plan=get_starting_plan(config.start), plan_spread=config.plan_spread, settings=settings,
-            autoreset_mode="SameStep",
+            plan=get_starting_plan(config.start), spread=Spread(config.rate_spread, config.fields_spread),
+            withheld=config.withheld, settings=settings, autoreset_mode="SameStep",
         )
     )  # fmt: skip
 

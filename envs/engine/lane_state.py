@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from loopwright.envs.loop.telemetry import SUMS
+from loopwright.envs.loop.update_rules import view_matrix
 
 COUNTERS = ("key", "ticks", "cursor", "uses", "updates")
 
@@ -82,7 +83,15 @@ class Layout:
         self.parameters = sum(self.sizes)
         self.blocks = len(model)
         owner = [int(name.partition(".")[0]) for name in self.names]
-        self.block_of = torch.repeat_interleave(torch.tensor(owner).float(), torch.tensor(self.sizes))  # [parameters]
+        sizes = torch.tensor(self.sizes)
+        self.block_of = torch.repeat_interleave(torch.tensor(owner).float(), sizes)  # [parameters]
+        matrices = [view_matrix(shape) for shape in self.shapes]
+        of_matrix = torch.tensor([matrix is not None for matrix in matrices])
+        self.in_matrix = torch.repeat_interleave(of_matrix, sizes)  # whether it belongs to a matrix, [parameters]
+        self.matrices: dict[tuple[int, int], list[int]] = {}  # where those of each shape begin
+        for matrix, end, size in zip(matrices, sizes.cumsum(0).tolist(), self.sizes, strict=True):
+            if matrix is not None:
+                self.matrices.setdefault(matrix, []).append(end - size)
 
     def split(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Views ``[lanes, *shape]`` of a flat ``[lanes, parameters]`` tensor, in the order of ``names``."""

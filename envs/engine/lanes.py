@@ -10,12 +10,14 @@ import torch
 
 from loopwright.envs.engine.fusing import CHAINS_OF_HASHES, PARAMETER_PASSES, fuse, has_compiler
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
+from loopwright.envs.engine.matrix_rules import MatrixRules
 from loopwright.envs.engine.randomness import make_key
 from loopwright.envs.engine.tick import make_measure, make_read
-from loopwright.envs.engine.update import ADAM_EPS, make_update
+from loopwright.envs.engine.update import make_update
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.envs.loop.update_rules import ADAM_EPS
 from loopwright.inner_tasks.task import SPLITS, Split, Task
 
 
@@ -79,20 +81,32 @@ class Lanes:
         return fuse(read_flat, example, ("read", *self._key), CHAINS_OF_HASHES)
 
     def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
-        """The second half of a tick, for this many lanes, of plans, losses, gradient and the state's tensors."""
+        """The second half of a tick, for this many lanes: of plans, losses, gradient and the state's tensors."""
+        rules = MatrixRules(self.layout, self.state.weights)
         update = make_update(template.model, self.microbatch)
 
         def update_flat(
+            plans: torch.Tensor,
+            losses: torch.Tensor,
+            gradient: torch.Tensor,
+            directions: torch.Tensor,
+            *state: torch.Tensor,
+        ) -> None:
+            update(plans, losses, gradient, directions, LaneState(*state))
+
+        run = update_flat
+        if compile:
+            losses = torch.zeros(self.lanes, self.microbatch, device=self.device, dtype=self.dtype)
+            state = [t.clone() for t in self.state.tensors()]
+            example = [self._example_plans(), losses, *(torch.zeros_like(self.state.weights) for _ in range(2)), *state]
+            run = fuse(update_flat, example, ("update", *self._key), PARAMETER_PASSES)
+
+        def direct_and_update(
             plans: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor, *state: torch.Tensor
         ) -> None:
-            update(plans, losses, gradient, LaneState(*state))
+            run(plans, losses, gradient, rules.direct(plans, gradient, LaneState(*state)), *state)
 
-        if not compile:
-            return update_flat
-        losses = torch.zeros(self.lanes, self.microbatch, device=self.device, dtype=self.dtype)
-        state = [t.clone() for t in self.state.tensors()]
-        example = [self._example_plans(), losses, torch.zeros_like(self.state.weights), *state]
-        return fuse(update_flat, example, ("update", *self._key), PARAMETER_PASSES)
+        return direct_and_update
 
     def _example_plans(self) -> torch.Tensor:
         return stack_plans([LoopPlan()] * self.lanes, self.dtype).to(self.device)

@@ -62,6 +62,7 @@ class LibraryLanes(Lanes):
         for name, term in (("ticks", 1.0), ("cost", float(self.microbatch)), ("loss", loss), ("loss_square", loss**2)):
             state.sums[SUMS.index(name)] += term
         due = count >= plans[ROW["batch"]]
+        state.sums[SUMS.index("updates")] += due
         state.gradient_sum[due] /= count[due, None]
         for lane in due.nonzero().flatten().tolist():
             update = self._updates[lane]

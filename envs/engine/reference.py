@@ -15,11 +15,11 @@ from torch import nn
 
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.randomness import draw_candidates, make_key
-from loopwright.envs.engine.update import ADAM_EPS
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.telemetry import SUMS
+from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
 from loopwright.inner_tasks.losses import compute_losses, compute_metric
 from loopwright.inner_tasks.task import Split, Task
 
@@ -118,6 +118,7 @@ class ReferenceLoop:
             if self.telemetry and self.library is None:
                 sums["microbatch_square"] += _dot(fresh, fresh)
             if self.count >= plan.batch:
+                sums["updates"] += 1
                 if self.library is None:
                     self._update(plan, active, sums)
                 else:
@@ -197,30 +198,31 @@ class ReferenceLoop:
         if self.telemetry:
             self._measure_gradient(active, gradient, norm, shrink, sums)
             self._measure_curvature(plan, active, gradient, sums)
-
+            for i, own in zip(active, gradient, strict=True):
+                self.previous[i] = own
+        before = [self.parameters[i].clone() for i in active] if self.telemetry else []
+        if shrink < 1:
+            gradient = [own * shrink for own in gradient]
         for b in {self.block_of[i] for i in active}:
             self.beta1_product[b] *= plan.momentum
             self.beta2_product[b] *= plan.second_momentum
-        step_square = weight_square = 0.0
-        for i, own in zip(active, gradient, strict=True):
-            p, b = self.parameters[i], self.block_of[i]
-            self.momentum[i].lerp_(own * shrink, 1 - plan.momentum)
-            self.second_moment[i].lerp_((own * shrink) ** 2, 1 - plan.second_momentum)
-            if plan.optimizer == "adamw":
-                first = self.momentum[i] / (1 - self.beta1_product[b])
-                second = self.second_moment[i] / (1 - self.beta2_product[b])
-                direction = first / (second.sqrt() + ADAM_EPS)
-            else:
-                direction = self.momentum[i]
-            step = plan.learning_rate * (direction + plan.weight_decay * p)
-            p.sub_(step)
-            if self.telemetry:
-                step_square += _dot([step], [step])
-                weight_square += _dot([p], [p])
-            self.previous[i] = own
+        self._take_steps(plan, active, gradient)
         if self.telemetry:
-            sums["log_step_ratio"] += _log(math.sqrt(step_square)) - _log(math.sqrt(weight_square))
+            after = [self.parameters[i].detach() for i in active]
+            steps = [old - new for old, new in zip(before, after, strict=True)]
+            sums["log_step_ratio"] += _log(math.sqrt(_dot(steps, steps))) - _log(math.sqrt(_dot(after, after)))
         self._average_and_forget(plan)
+
+    def _take_steps(self, plan: LoopPlan, active: list[int], gradient: Tensors) -> None:
+        """Step with the blocks that took part in the same updates together: their averages have the same bias."""
+        state = ([each[i] for i in active] for each in (self.momentum, self.second_moment))
+        group = Parts([self.parameters[i] for i in active], gradient, *state)
+        together: dict[tuple[float, float], list[int]] = {}
+        for position, i in enumerate(active):
+            b = self.block_of[i]
+            together.setdefault((self.beta1_product[b], self.beta2_product[b]), []).append(position)
+        for (product1, product2), positions in together.items():
+            take_step(plan, group.pick(positions), 1 - product1, 1 - product2)
 
     @torch.no_grad()
     def _update_by(self, library: LibraryUpdate, plan: LoopPlan) -> None:
@@ -258,7 +260,6 @@ class ReferenceLoop:
         momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
         before_norm, momentum_norm = math.sqrt(_dot(before, before)), math.sqrt(_dot(momentum, momentum))
         along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
-        sums["updates"] += 1
         sums["gradient_square"] += norm**2
         sums["gradient_dot"] += along_before
         sums["log_gradient_norm"] += _log(norm)

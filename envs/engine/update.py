@@ -14,10 +14,10 @@ import torch
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.lane_state import LaneState, Layout
 from loopwright.envs.engine.tick import count_kept
-from loopwright.envs.loop.plan import CHOICES, ROW
+from loopwright.envs.loop.plan import ADAMW, CHOICES, ROW
+from loopwright.envs.loop.update_rules import ADAM_EPS
 from loopwright.inner_tasks.models import ModelSpec
 
-ADAM_EPS = 1e-8
 TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
 JOINT, BOTTOM_UP = CHOICES["sweep"].index("joint"), CHOICES["sweep"].index("bottom-up")
 Plan = dict[str, torch.Tensor]  # the fields of the plans, each [lanes]
@@ -33,6 +33,11 @@ def find_active_blocks(
     joint = sweep == JOINT
     low = torch.where(joint, first, swept)
     return low, torch.where(joint, blocks, low + 1)
+
+
+def find_shrinkage(clip: torch.Tensor, inverse_norm: torch.Tensor) -> torch.Tensor:
+    """What clipping multiplies the gradient by, ``[lanes]``."""
+    return torch.where(clip == torch.inf, 1.0, torch.clamp(clip * inverse_norm, max=1.0))
 
 
 class Gradient(NamedTuple):
@@ -62,13 +67,18 @@ class Due(NamedTuple):
     products2: torch.Tensor
     inverse: torch.Tensor  # 1 / count, [lanes, 1]
     adam: torch.Tensor  # whether the rule is adamw, [lanes, 1]
+    by_matrix: torch.Tensor  # whether it is one of the matrix rules, [lanes, 1]
     active: torch.Tensor  # whether a parameter is in an active block, [lanes, parameters]
     unbiased_rate: torch.Tensor  # the rate over the bias of the momentum, [lanes, parameters]
     unbias2: torch.Tensor  # root of the inverse bias of the second moment, [lanes, parameters]
 
 
 def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
-    """``update(plans, losses, fresh, state)``, with the losses and the gradient that the first half returned."""
+    """``update(plans, losses, fresh, directions, state)``, with losses and gradient from the first half.
+
+    ``directions [lanes, parameters]`` are those of the matrices in lanes that are due and under a matrix rule
+    (``MatrixRules``); what else is in it has no effect.
+    """
     layout, cost = Layout(spec.build()), measure_cost(spec)
     path_cost, single_cost = torch.tensor(cost.path), torch.tensor(cost.single)
 
@@ -77,7 +87,9 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         per_sample = torch.where(plan["sweep"] == JOINT, path_cost.to(low.device)[low], single_cost.to(low.device)[low])
         return kept * per_sample + torch.where(kept < microbatch, cost.forward * microbatch, 0.0)
 
-    def update_lanes(plans: torch.Tensor, losses: torch.Tensor, fresh: torch.Tensor, state: LaneState) -> None:
+    def update_lanes(
+        plans: torch.Tensor, losses: torch.Tensor, fresh: torch.Tensor, directions: torch.Tensor, state: LaneState
+    ) -> None:
         key, ticks, cursor, uses, updates = state.counters.unbind(0)
         loss = losses.mean(1)
         plan = {name: plans[row] for name, row in ROW.items()}
@@ -86,8 +98,8 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         due = _prepare(plan, low, high, state, layout)
         gradient = _measure_gradient(plan, due, fresh, high, state, layout)
         inverse_norm = torch.rsqrt(gradient.square + TINY)
-        shrink = torch.where(plan["clip"] == torch.inf, 1.0, torch.clamp(plan["clip"] * inverse_norm, max=1.0))
-        log_step_ratio = _step(plan, due, gradient, shrink, state)
+        shrink = find_shrinkage(plan["clip"], inverse_norm)
+        log_step_ratio = _step(plan, due, gradient, shrink, directions, layout.in_matrix.to(low.device), state)
         state.sums.add_(_sum_up(due, gradient, inverse_norm, shrink, loss, geq, log_step_ratio))
         state.scalars.copy_(torch.cat([(due.gathered * (1 - due.on))[None], due.products1, due.products2]))
         state.counters.copy_(torch.stack([key, ticks, cursor, uses, updates + due.update]))
@@ -109,17 +121,20 @@ def _prepare(plan: Plan, low: torch.Tensor, high: torch.Tensor, state: LaneState
     rate = plan["learning_rate"] * on
     next_products1 = torch.where(block_active.T, products1 * beta1, products1)
     next_products2 = torch.where(block_active.T, products2 * beta2, products2)
-    unbias1 = torch.where(plan["optimizer"] > 0, 1 / (1 - next_products1 + TINY), 1.0)
+    unbias1 = torch.where(plan["optimizer"] >= ADAMW, 1 / (1 - next_products1 + TINY), 1.0)
     per_block = [
         block_active.to(state.weights.dtype),
         torch.where(block_active, (rate * unbias1).T, 0.0),
         torch.rsqrt(1 - next_products2 + TINY).T,
     ]
-    columns = [1 / count, plan["optimizer"], *(column for part in per_block for column in part.unbind(1))]
+    columns = [
+        1 / count, (plan["optimizer"] == ADAMW).to(rate.dtype), (plan["optimizer"] > ADAMW).to(rate.dtype),
+        *(column for part in per_block for column in part.unbind(1)),
+    ]  # fmt: skip
     stacked = torch.stack(columns, dim=1)
-    inverse, adam, active, rate1, unbias2 = torch.split(stacked, [1, 1, *[blocks] * 3], dim=1)
+    inverse, adam, by_matrix, active, rate1, unbias2 = torch.split(stacked, [1, 1, 1, *[blocks] * 3], dim=1)
     return Due(
-        update, on, count, beta1, beta2, rate, next_products1, next_products2, inverse, adam,
+        update, on, count, beta1, beta2, rate, next_products1, next_products2, inverse, adam, by_matrix,
         layout.expand(active), layout.expand(rate1), layout.expand(unbias2),
     )  # fmt: skip
 
@@ -127,7 +142,10 @@ def _prepare(plan: Plan, low: torch.Tensor, high: torch.Tensor, state: LaneState
 def _measure_gradient(
     plan: Plan, due: Due, fresh: torch.Tensor, high: torch.Tensor, state: LaneState, layout: Layout
 ) -> Gradient:
-    """The first pass over the parameters: norms and products."""
+    """The first pass over the parameters: norms and products.
+
+    Of a matrix rule the direction of the last step is not kept, and the momentum stands for it, as with sgd.
+    """
     # Chosen, not multiplied: what a frozen block holds may have overflowed, and infinity times 0 is not 0.
     fresh, gathered, momentum, previous = (
         torch.where(due.active > 0, own, 0.0)
@@ -147,13 +165,21 @@ def _measure_gradient(
     # The bias of the second moment cancels in turn / slope, that of the first is left (the same for every block
     # but those that joined the path lately).
     bias1 = 1 - state.scalars[1 : 1 + layout.blocks].gather(0, (high - 1)[None])[0]
-    slope = torch.where((plan["optimizer"] > 0) & (bias1 > 0), slope / bias1.clamp(min=TINY), slope)
+    slope = torch.where((plan["optimizer"] == ADAMW) & (bias1 > 0), slope / bias1.clamp(min=TINY), slope)
     return Gradient(
         accumulated, fresh_square, square, momentum_square, previous_square, along_previous, along_momentum, turn, slope
     )
 
 
-def _step(plan: Plan, due: Due, gradient: Gradient, shrink: torch.Tensor, state: LaneState) -> torch.Tensor:
+def _step(
+    plan: Plan,
+    due: Due,
+    gradient: Gradient,
+    shrink: torch.Tensor,
+    directions: torch.Tensor,
+    in_matrix: torch.Tensor,
+    state: LaneState,
+) -> torch.Tensor:
     """The second pass over the parameters: moves them and their moments; log(|step| / |weights|), ``[lanes]``."""
     half_life, count, on = plan["average"], due.gathered, due.on
     coefficients = torch.stack(
@@ -166,17 +192,20 @@ def _step(plan: Plan, due: Due, gradient: Gradient, shrink: torch.Tensor, state:
             torch.where(half_life > 0, 1 - torch.exp2(-count / half_life.clamp(min=TINY)), 1.0) * on,
             on,
             on / count,
-            plan["optimizer"],
+            (plan["optimizer"] >= ADAMW).to(on.dtype),
+            due.rate,
         ],
         dim=1,
     )
-    fade1, add1, fade2, add2, decay, averaging, updating, store, adam = torch.split(coefficients, 1, dim=1)
+    fade1, add1, fade2, add2, decay, averaging, updating, store, scaled, rate = torch.split(coefficients, 1, dim=1)
     accumulated, active = gradient.accumulated, due.active
     new_momentum = state.momentum * (1 - active * fade1) + add1 * accumulated
     rooted = add2 * accumulated
     new_second = state.second_moment * (1 - active * fade2) + rooted * rooted
-    scale = torch.where(adam > 0, new_second.sqrt() * due.unbias2 + ADAM_EPS, 1.0)
-    step = due.unbiased_rate * new_momentum / scale + active * decay * state.weights
+    scale = torch.where(scaled > 0, new_second.sqrt() * due.unbias2 + ADAM_EPS, 1.0)
+    moved = due.unbiased_rate * new_momentum / scale
+    moved = torch.where(in_matrix & (due.by_matrix > 0), active * rate * directions, moved)
+    step = moved + active * decay * state.weights
     new_weights = state.weights - step
     step_square = (step * step).sum(1)
     weight_square = (new_weights * new_weights * active).sum(1)

@@ -5,8 +5,8 @@ split after every decision, pays the reward and says how an episode ended. It ta
 policies go through the same code; ``KnobSet`` turns an agent's action into a plan first.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.lane_state import COUNTERS
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.engine.randomness import draw_control_samples
@@ -25,11 +26,13 @@ from loopwright.envs.episode.recorder import Recorder
 from loopwright.envs.episode.reward import Judgement, find_reward
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.snapshots import BestStates, LaneSnapshots
+from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.loop.plan import OPTIMIZERS, ROW, LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.loop.telemetry import SUMS, Telemetry, summarise
 from loopwright.inner_tasks.task import Calibration, Task
 
@@ -72,11 +75,13 @@ class EpisodeBatch:
         }  # fmt: skip
         self.lanes = (LibraryLanes if library else Lanes)(template, lanes, **options)
         self.setup = {
-            "settings": asdict(settings), "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value,
+            "settings": settings.as_json(), "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value,
             "rolls_back": rolls_back, "engine": type(self.lanes).__name__,
         }  # fmt: skip
         look = measure_cost(template.model).look(min(settings.control_batch, len(template.control)))
-        self._look = look if needs.looks else 0.0
+        self._price_of_look = look if needs.looks else 0.0
+        self._looks = torch.zeros(lanes, dtype=torch.float64)  # what a look costs each, 0 without a control split
+        self._prices = torch.zeros(len(OPTIMIZERS), lanes, dtype=torch.float64)  # geq of an update
         self.tasks: list[Task | None] = [None] * lanes
         self.plans = stack_plans([LoopPlan()] * lanes)
         self.observation = torch.zeros(lanes, len(OBSERVATION_NAMES))
@@ -102,35 +107,60 @@ class EpisodeBatch:
         """The product of the guard's halvings of the learning rate, ``[lanes]``."""
         return torch.ones(len(self.tasks)) if self.guard is None else self.guard.rate_scale
 
-    def begin(
-        self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int], plans: Sequence[LoopPlan]
-    ) -> None:
+    def begin(self, lanes: Sequence[int], starts: Sequence[Start]) -> None:
         """Start episodes in ``lanes``. Raises ``UncalibratedTaskError`` for a task without a target."""
+        index, tasks = torch.tensor(list(lanes)), [start.task for start in starts]
         calibrations = [_calibration_of(task) for task in tasks]
+        prices = [self._quote(start) for start in starts]
         targets = torch.tensor([c.target for c in calibrations])
+        scale = [self._price_calibration(c, own) for c, own in zip(calibrations, prices, strict=True)]
         budgets = torch.tensor([c.cost for c in calibrations]).double() * self.settings.budget_factor
-        index = torch.tensor(list(lanes))
-        self.lanes.load(lanes, tasks, seeds)
-        for lane, task in zip(lanes, tasks, strict=True):
-            self.tasks[lane] = task
-        self.plans[:, index] = stack_plans(plans)
-        self.budget.begin(index, budgets, self._look)
+        budgets *= torch.tensor(scale, dtype=torch.float64)
+        self.lanes.load(lanes, tasks, [start.seed for start in starts])
+        for lane, start, own in zip(lanes, starts, prices, strict=True):
+            self.tasks[lane] = start.task
+            by = [start.updates_by or name for name in OPTIMIZERS]
+            self._prices[:, lane] = torch.tensor([own[name] for name in by], dtype=torch.float64)
+            self._looks[lane] = 0.0 if "control" in start.withheld else self._price_of_look
+        self.plans[:, index] = stack_plans([start.plan for start in starts])
+        self.budget.begin(index, budgets, self._looks[index])
         self.hit.begin(index, targets)
         self._progress.begin(lanes, calibrations)
         self._phi[index], self._live[index] = 0.0, True
         control_loss = self._measure_control()
         if self.guard is not None:
-            self.guard.begin(index, control_loss[index])
+            known = torch.where(self._looks[index] > 0, control_loss[index], torch.inf) if self.needs.looks else None
+            self.guard.begin(index, control_loss[index] if known is None else known)
         if self._best_states is not None:
             self._best_states.begin(index)
         if self.needs.looks:
-            self._observer.begin(lanes, control_loss[index], targets.tolist())
+            contexts = [
+                Context(
+                    target=calibration.target, budget=budget, parameters=self.lanes.layout.parameters,
+                    samples=start.task.distinct_samples, prices=own, microbatch=self.settings.microbatch,
+                ).without(start.withheld)
+                for start, calibration, budget, own in zip(starts, calibrations, budgets.tolist(), prices, strict=True)
+            ]  # fmt: skip
+            self._observer.begin(lanes, control_loss[index], contexts)
             nobody = torch.zeros_like(self._live)
             self.observation[index] = self._observe(None, control_loss, trained=nobody, restored=nobody)[index]
         if self.recorder is not None:
-            starts = unstack_plans(self.plans[:, index])  # as they are executed, which is to float32 precision
-            for lane, task, seed, start in zip(lanes, tasks, seeds, starts, strict=True):
-                self.recorder.begin(lane, task, seed, start, float(self.budget.total[lane]), self.setup)
+            executed = unstack_plans(self.plans[:, index])  # to float32 precision
+            for lane, start, plan, own in zip(lanes, starts, executed, prices, strict=True):
+                begun = start._replace(plan=plan, prices=own)
+                self.recorder.begin(lane, begun, float(self.budget.total[lane]), self.setup)
+
+    def _quote(self, start: Start) -> Mapping[str, float]:
+        """The prices of an episode."""
+        if start.prices is not None:
+            return start.prices
+        names = [*OPTIMIZERS, start.updates_by] if start.updates_by else OPTIMIZERS
+        return self.settings.price_list.quote(start.task.model, self.settings.microbatch, names)
+
+    def _price_calibration(self, calibration: Calibration, prices: Mapping[str, float]) -> float:
+        """What the updates of the calibrated configuration multiply its cost by."""
+        winner = LoopPlan().as_json() | dict(calibration.winner or {})
+        return 1 + prices[str(winner["optimizer"])] / (self.settings.microbatch * float(winner["batch"]))
 
     def end(self, lanes: Sequence[int]) -> None:
         """Break off the episodes in ``lanes``: what these lanes do from now on is nobody's, and not on record."""
@@ -186,7 +216,9 @@ class EpisodeBatch:
     def _train(self, plans: torch.Tensor) -> torch.Tensor:
         """Run the ticks of a decision and charge them; their sums."""
         sums = self.lanes.run(plans, self.settings.ticks_per_decision).cpu()
-        self.budget.charge(sums[SUMS.index("cost")], self._look)
+        rule = plans[ROW["optimizer"]].long()
+        updates = sums[SUMS.index("updates")].double() * self._prices.gather(0, rule[None])[0]
+        self.budget.charge(sums[SUMS.index("cost")].double() + updates, self._looks)
         self.plans = plans.clone()
         return sums
 
@@ -238,7 +270,9 @@ class EpisodeBatch:
         self, telemetry: Telemetry | None, control_loss: torch.Tensor, *, trained: torch.Tensor, restored: torch.Tensor
     ) -> torch.Tensor:
         guard_left = None if self.guard is None else 1 - self.guard.interventions / self.guard.limit
-        reading = Reading(telemetry, control_loss, self.plans, self.budget.left, trained, restored, guard_left)
+        cursor = self.lanes.state.counters[COUNTERS.index("cursor")].cpu()
+        read = (cursor + 1).float() * self.settings.microbatch
+        reading = Reading(telemetry, control_loss, self.plans, self.budget.left, trained, restored, guard_left, read)
         return torch.where(self._shown, self._observer.observe(reading), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Budget: what the runs of a batch have spent, and what they may."""
+"""Budget: what the runs of a batch have spent, and what they may. Gradients, looks and updates are all paid in geq."""
 
 from typing import NamedTuple
 
@@ -26,12 +26,12 @@ class Budget:
         self.total = torch.ones(lanes, dtype=torch.float64)
         self._billed = torch.zeros(lanes, dtype=torch.float64)
 
-    def begin(self, index: torch.Tensor, totals: torch.Tensor, cost: float) -> None:
+    def begin(self, index: torch.Tensor, totals: torch.Tensor, cost: torch.Tensor) -> None:
         """New runs in the lanes ``index``, which may spend ``totals`` and have spent ``cost`` before they train."""
         self.total[index], self.cost[index], self._billed[index] = totals, cost, 0.0
 
-    def charge(self, training: torch.Tensor, look: float) -> None:
-        """Add geq spent on training, ``[lanes]``, and on a look to the cost, up to the budget."""
+    def charge(self, training: torch.Tensor, look: torch.Tensor) -> None:
+        """Add geq spent on training and on a look to the cost, each ``[lanes]``, up to the budget."""
         self.cost = torch.minimum(self.cost + training.double() + look, self.total)
 
     def bill(self) -> Bill:

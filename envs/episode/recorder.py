@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from loopwright.envs.episode.decision import Step
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.ledger import Author, Ledger, read_versions
 from loopwright.envs.loop.observation import Needs, name_features
-from loopwright.envs.loop.plan import LoopPlan, unstack_plans
+from loopwright.envs.loop.plan import unstack_plans
 from loopwright.envs.loop.telemetry import Telemetry
 from loopwright.inner_tasks.task import SPLITS, Task
 
@@ -22,7 +23,7 @@ from loopwright.inner_tasks.task import SPLITS, Task
 @lru_cache(maxsize=1024)
 def fingerprint_task(task: Task) -> str:
     """SHA-256 of a task's model, data, initial scale and calibration."""
-    digest = hashlib.sha256(repr((task.model, task.initial_scale, task.calibration)).encode())
+    digest = hashlib.sha256(repr((task.model, task.initial_scale, task.calibration, task.repeats)).encode())
     for name in SPLITS:
         split = getattr(task, name)
         digest.update(split.inputs.numpy().tobytes() + split.labels.numpy().tobytes())
@@ -42,11 +43,13 @@ class Recorder:
         self._ledgers: dict[int, Ledger] = {}
         self._decisions: dict[int, int] = {}
 
-    def begin(self, lane: int, task: Task, seed: int, start: LoopPlan, budget: float, setup: dict[str, Any]) -> None:
+    def begin(self, lane: int, start: Start, budget: float, setup: dict[str, Any]) -> None:
         """Start the ledger of an episode; a file name already taken gets a number. ``setup`` is the batch's."""
+        task, seed = start.task, start.seed
         header = {
             "task": task.name, "task_fingerprint": fingerprint_task(task), "seed": seed, "lane": lane,
-            "start": start.as_json(), "budget": budget,
+            "start": start.plan.as_json(), "budget": budget, "prices": dict(start.prices or {}),
+            "withheld": list(start.withheld),
             "target": None if task.calibration is None else task.calibration.target,
             "author": asdict(self._author), "versions": read_versions(), **setup,
         }  # fmt: skip

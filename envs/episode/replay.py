@@ -18,6 +18,7 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.recorder import Recorder, fingerprint_task
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import Author, LedgerContent, read_ledger, read_versions
@@ -82,7 +83,7 @@ def replay(path: Path, task: Task | None = None) -> Replay:
             f"{path} was written by {header['engine']}, where the optimizer of {header['author']['name']!r} made the "
             f"updates; only runs of {Lanes.__name__} can be executed again"
         )
-    settings = EpisodeSettings(**header["settings"])
+    settings = EpisodeSettings(**{**header["settings"], "prices": "gradients"})  # the run's own are in its header
     if settings.compile and not has_compiler():
         raise LedgerError(f"{path} was written by a compiled loop, and there is no C++ compiler here")
     here = read_versions()
@@ -107,7 +108,8 @@ def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, fold
         task, lanes, settings, needs=Needs(header["needs"]), rolls_back=header["rolls_back"],
         recorder=Recorder(folder, author),
     )  # fmt: skip
-    batch.begin([lane], [task], [header["seed"]], [LoopPlan.from_json(header["start"])])
+    start = LoopPlan.from_json(header["start"])
+    batch.begin([lane], [Start(task, header["seed"], start, header["prices"], withheld=tuple(header["withheld"]))])
     knobs = KnobSet(author.knobs, author.action or "discrete") if author.knobs else None
     wrong: list[list[Difference]] = []
     for entry, plan in zip(content.entries, read_plans(content), strict=True):

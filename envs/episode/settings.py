@@ -1,8 +1,11 @@
 """EpisodeSettings: how an inner run is cut into decisions, what it may cost and what it earns."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from loopwright.envs.engine.prices import PriceList, find_price_list
 from loopwright.envs.episode.reward import find_reward
 from loopwright.envs.loop.errors import LoopwrightError
 
@@ -16,6 +19,8 @@ class EpisodeSettings:
         ticks_per_decision: ticks under one plan.
         control_batch: samples of the control split looked at, and charged, per decision.
         budget_factor: the budget, in multiples of the task's calibrated cost to target C*.
+        prices: what updates cost (``envs.engine.prices``): "gradients" (nothing), "measured", geq by optimizer, or a
+            list of one's own; "drawn", or another distribution, in an environment. C* is priced alike.
         reward: what a decision earns: "progress", "time" or "anytime" (``envs.episode.reward``).
         guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
         discount: the agent's discount per decision, in (0, 1], which the shaping in "progress" takes into account.
@@ -27,6 +32,7 @@ class EpisodeSettings:
     ticks_per_decision: int = 16
     control_batch: int = 16
     budget_factor: float = 3.0
+    prices: str | Mapping[str, float] | PriceList = "gradients"
     reward: str = "progress"
     guard: int = 5
     discount: float = 1.0
@@ -42,3 +48,13 @@ class EpisodeSettings:
         if not 0 < self.discount <= 1:
             raise LoopwrightError(f"discount must lie in (0, 1], got {self.discount}")
         find_reward(self.reward)  # raises for an unknown name
+        find_price_list(self.prices)
+
+    @property
+    def price_list(self) -> PriceList:
+        return find_price_list(self.prices)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values; of a price list of one's own the name."""
+        prices = dict(self.prices) if isinstance(self.prices, Mapping) else self.price_list.name
+        return asdict(replace(self, prices="gradients")) | {"prices": prices}

@@ -57,6 +57,11 @@ class OwnOptimizer(Protocol):
     """Another library's optimizer, which a controller brings along to make the updates."""
 
     @property
+    def kind(self) -> str:
+        """What it is called in price lists."""
+        ...
+
+    @property
     def flat(self) -> bool:
         """Whether all parameters may be handed over as one vector: it does not care which of them belong together."""
         ...

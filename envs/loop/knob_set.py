@@ -11,12 +11,12 @@ import torch
 
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knobs import KNOBS
-from loopwright.envs.loop.plan import ROW
+from loopwright.envs.loop.plan import ROW, SGD
 
 KNOB_SETS: dict[str, tuple[str, ...]] = {
     "lr-momentum": ("lr", "momentum"),
     "clip": ("clip",),
-    "core": ("lr", "momentum", "weight_decay", "clip", "batch", "optimizer", "average"),
+    "core": ("lr", "momentum", "second_momentum", "weight_decay", "clip", "batch", "optimizer", "average"),
     "loop": ("batch", "average", "optimizer", "depth", "keep", "order", "echo", "sweep", "rollback"),
     "all": tuple(KNOBS),
 }
@@ -106,16 +106,17 @@ class KnobSet:
         """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds.
 
         ``step_ratio()``, how many times as long adamw's step is as sgd's at the same learning rate ``[lanes]``
-        (``Lanes.step_ratio``), is asked for when a lane switches its optimizer, and the learning rate multiplied or
-        divided by it: the switch then leaves the length of the step alone (SWATS, Keskar & Socher 2017). Without it
-        the learning rate stays.
+        (``Lanes.step_ratio``), is asked for when a lane leaves sgd or returns to it, and the learning rate divided or
+        multiplied by it: the switch then leaves the length of the step alone (SWATS, Keskar & Socher 2017). Without it
+        the learning rate stays. The other optimizers share their learning rate.
         """
         moved = plans.clone()
         for step, knob in zip(steps.T, self.knobs, strict=True):
-            before = torch.full_like(plans[0], knob.low) if knob.command else plans[ROW[knob.field]]
+            before = torch.full_like(plans[0], knob.low) if knob.command else moved[ROW[knob.field]]
             after = knob.decode((knob.encode(before).clamp(knob.low, knob.high) + step).clamp(knob.low, knob.high))
             moved[ROW[knob.field]] = torch.where(step == 0, before, after.to(before.dtype))
-        switched = moved[ROW["optimizer"]] - plans[ROW["optimizer"]]  # 1 to adamw, -1 to sgd
+        scaled, was_scaled = ((own[ROW["optimizer"]] > SGD).float() for own in (moved, plans))
+        switched = scaled - was_scaled  # 1 from sgd, -1 to it
         if step_ratio is not None and switched.any():
             lr = KNOBS["lr"]
             bounds = lr.decode(torch.tensor([lr.low, lr.high]))

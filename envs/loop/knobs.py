@@ -4,13 +4,14 @@ A knob works in an encoding of its field, mostly a logarithm. A knob over a fiel
 ``KNOBS``; the action space (``knob_set``), the observation and the environment's page follow from it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from loopwright.envs.loop.plan import ROW
+from loopwright.envs.loop.plan import OPTIMIZERS, ROW
 
 Encoding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -56,8 +57,9 @@ class Knob:
 
 CLIP_OFF = 5.0  # log2 of the threshold from which on clipping is off
 DECAY_OFF = -4.0  # log10 of the weight decay up to which there is none
-AVERAGES = torch.tensor([0.0, 32.0, 128.0])  # half-lives in ticks: off, short, long
+AVERAGES = torch.tensor([0.0, 8.0, 32.0, 128.0, 512.0])  # half-lives in ticks
 STEP = (-1.0, 0.0, 1.0)
+RATE_STEPS = tuple(math.copysign(math.log(abs(factor)), factor) for factor in (-5.0, -2.0, -1.2, 1.0, 1.2, 2.0, 5.0))
 
 
 def _itself(value: torch.Tensor) -> torch.Tensor:
@@ -69,9 +71,9 @@ KNOBS = {
     for knob in (
         Knob(
             "lr", "learning_rate", float(np.log(1e-6)), float(np.log(1e2)),
-            (-1.0, -float(np.log(1.4)), 0.0, float(np.log(1.4)), 1.0),
+            RATE_STEPS,
             lambda v: v.clamp(min=1e-12).log(), torch.exp,
-            "learning rate; x 1/2.7, 1/1.4, 1, 1.4, 2.7; 1e-6 to 100",
+            "learning rate; x 1/5, 1/2, 1/1.2, 1, 1.2, 2, 5; 1e-6 to 100",
             "Daniel et al. 2016; Xu et al. 2019",
         ),
         Knob(
@@ -79,6 +81,12 @@ KNOBS = {
             lambda v: -torch.log2(1 - v), lambda e: 1 - torch.exp2(-e),
             "1 - momentum (beta1); x 2, 1, 1/2; momentum 0 to 0.99",
             "Smith 2018",
+        ),
+        Knob(
+            "second_momentum", "second_momentum", 1.0, float(np.log2(1000)), (-3.0, -1.0, 0.0, 1.0, 3.0),
+            lambda v: -torch.log2(1 - v), lambda e: 1 - torch.exp2(-e),
+            "1 - second momentum (beta2); x 8, 2, 1, 1/2, 1/8; second momentum 0.5 to 0.999",
+            "Kingma & Ba 2015",
         ),
         Knob(
             "clip", "clip", -5.0, CLIP_OFF, (-2.0, -1.0, 0.0, 1.0, 2.0),
@@ -93,10 +101,10 @@ KNOBS = {
             "McCandlish et al. 2018; Smith et al. 2018", whole=True,
         ),
         Knob(
-            "average", "average", 0.0, 2.0, STEP,
+            "average", "average", 0.0, float(len(AVERAGES) - 1), STEP,
             lambda v: (v[:, None] > (AVERAGES[1:] + AVERAGES[:-1]) / 2).float().sum(1),
             lambda e: AVERAGES[e.round().long()],
-            "half-life of the averaged weights that are evaluated; one rung; off, 32, 128 ticks",
+            "half-life of the averaged weights that are evaluated; one rung; off, 8, 32, 128, 512 ticks",
             "Polyak & Juditsky 1992", whole=True,
         ),
         Knob(
@@ -106,9 +114,11 @@ KNOBS = {
             "Loshchilov & Hutter 2019",
         ),
         Knob(
-            "optimizer", "optimizer", 0.0, 1.0, STEP, _itself, torch.round,
-            "update rule; one rung; sgd, adamw (the learning rate follows, so that the step keeps its length)",
-            "Keskar & Socher 2017", whole=True,
+            "optimizer", "optimizer", 0.0, float(len(OPTIMIZERS) - 1), (-2.0, -1.0, 0.0, 1.0, 2.0),
+            _itself, torch.round,
+            f"update rule; one or two rungs; {', '.join(OPTIMIZERS)} (from sgd and to it the learning rate follows, so "
+            "that the step keeps its length)",
+            "Keskar & Socher 2017; Jordan et al. 2024; Scetbon et al. 2025", whole=True,
         ),
         Knob(
             "depth", "depth", 1.0, 4.0, STEP,

@@ -19,7 +19,7 @@ from typing import Any
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
 
-LEDGER_FORMAT = "loopwright-ledger-2"
+LEDGER_FORMAT = "loopwright-ledger-3"
 GENESIS = "0" * 64  # the hash before the first line
 _SEAL = ',"hash":"{}"}}\n'
 _SEAL_LENGTH = len(_SEAL.format(GENESIS))

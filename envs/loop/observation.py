@@ -4,7 +4,8 @@ Here the features have their names; ``observer`` computes them.
 
 Every feature is a ratio, a cosine, a fraction or a position, most of them logarithms, clipped to [-LIMIT, LIMIT]:
 multiplying the loss by a constant changes none of those about loss and gradient. Nothing here comes from the target
-split except the target itself, which is part of the task that the controller is given.
+split except the target itself, which is part of the task that the controller is given. What a run lacks (``context``)
+shows as 0, beside a flag that says so.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from loopwright.envs.loop.knobs import KNOBS
+from loopwright.envs.loop.plan import OPTIMIZERS
 
-OBSERVATION_VERSION = 2
+OBSERVATION_VERSION = 3
 LIMIT = 5.0
 
 
@@ -26,8 +28,9 @@ class Feature(NamedTuple):
     invariance: str
 
 
-# L is the mean training loss of the last decision, V the loss on the last control batch, L0 and V0 the control loss
-# before training; v the running average of log V (fast); G an update's gradient; m the momentum; d the step before.
+# L is the mean training loss of the last decision, V the loss on the last control batch, V0 the control loss before
+# training; v the running average of log V (fast); G an update's gradient; m the momentum; d the step before. Where
+# there is no control split, L stands for V, and that of the first decision for V0.
 FEATURES: tuple[Feature, ...] = tuple(
     Feature(*row)
     for row in (
@@ -42,6 +45,7 @@ FEATURES: tuple[Feature, ...] = tuple(
         ("control_from_best", "v minus the lowest v so far", "0 up", "scale"),
         ("loss_noise", "std / mean of the loss within the decision; 0 where all losses are 0", "0 up", "scale"),
         ("generalisation_gap", "v minus the fast average of log L", "any", "scale"),
+        ("gap_trend", "that minus its long average: overfitting, where the loss still falls", "any", "scale"),
         ("gradient_level", "log|G| minus its slow average", "any", "scale"),
         ("gradient_zscore", "that over the slow average of the spread of log|G|", "any", "scale"),
         ("gradient_spread", "std of log|G| within the decision", "0 up", "scale"),
@@ -56,16 +60,34 @@ FEATURES: tuple[Feature, ...] = tuple(
         ("clipped_fraction", "share of updates that were clipped", "0 to 1", ""),
         ("clip_margin", "log(threshold / typical |G|); LIMIT when off", "any", ""),
         ("step_ratio", "log(|step| / |weights|) + 6", "any", ""),
-        ("budget_left", "fraction of the budget left", "0 to 1", ""),
+        ("rate_since_start", "log(learning rate / that at the start)", "any", ""),
+        ("rate_from_safe", "log(learning rate / the largest under which the loss did not rise); 0 before one", "any",
+         "scale"),
         ("decisions", "log(1 + decisions taken)", "0 up", ""),
+        ("control_given", "1 if there is a control split, else 0", "0 or 1", ""),
         ("target_given", "1 if there is a target, else 0", "0 or 1", ""),
-        ("target_distance", "v - log target; 0 without one", "any", "scale"),
-        ("target_depth", "log(V0 / target); 0 without one", "any", "scale"),
+        ("target_distance", "v - log target", "any", "scale"),
+        ("target_depth", "log(V0 / target)", "any", "scale"),
+        ("budget_given", "1 if there is a budget, else 0", "0 or 1", ""),
+        ("budget_left", "fraction of the budget left", "0 to 1", ""),
+        ("budget_passes", "log of the budget in passes over the training samples; 0 without ``size_given``", "any", ""),
+        ("size_given", "1 if the numbers of parameters and of samples are known, else 0", "0 or 1", ""),
+        ("parameters", "log10 of the number of parameters, minus 4", "any", ""),
+        ("samples", "log10 of the number of different training samples, minus 3", "any", ""),
+        ("passes", "log(1 + passes over the training samples)", "0 up", ""),
+        ("prices_given", "1 if the prices of updates are known, else 0", "0 or 1", ""),
+        *((f"price_{name}", f"log10 of what an update of {name} costs in passes over a microbatch", "-3 up", "")
+          for name in OPTIMIZERS),
         ("restored", "1 if the guard restored the run after the last decision, else 0", "0 or 1", ""),
         ("guard_left", "share of the guard's interventions left; 0 when it is off", "0 to 1", ""),
     )
 )  # fmt: skip
-OBSERVATION_NAMES = tuple(feature.name for feature in FEATURES) + tuple(f"plan_{knob}" for knob in KNOBS)
+STANDING = tuple(name for name, knob in KNOBS.items() if not knob.command)  # knobs that stay where they were moved to
+OBSERVATION_NAMES = (
+    *(feature.name for feature in FEATURES),
+    *(f"brought_{knob}" for knob in STANDING),
+    *(f"plan_{knob}" for knob in KNOBS),
+)
 
 
 class Needs(StrEnum):

@@ -12,29 +12,31 @@ from loopwright.envs.loop.errors import LoopwrightError
 
 # Fields that take one of a few names. Stacked plans hold the position in the tuple; knobs step along it.
 CHOICES = {
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adamw", "sinkgd", "muon"),
     "order": ("easy-first", "shuffled", "hard-first"),
     "sweep": ("top-down", "joint", "bottom-up"),
 }
 OPTIMIZERS = CHOICES["optimizer"]
+SGD, ADAMW = OPTIMIZERS.index("sgd"), OPTIMIZERS.index("adamw")  # the matrix rules come after them
 
 
 @dataclass(frozen=True)
 class LoopPlan:
     """How the inner loop trains until the next decision.
 
-    Both optimizers keep the momentum as an exponential average, m = beta m + (1 - beta) g, so that moving ``momentum``
+    All optimizers keep the momentum as an exponential average, m = beta m + (1 - beta) g, so that moving ``momentum``
     leaves the size of a step alone: ``sgd`` here is ``torch.optim.SGD`` with learning rate (1 - momentum) times as
-    large (Sutskever et al. 2013, section 2, up to that factor). ``adamw`` is Loshchilov & Hutter 2019, algorithm 2.
+    large (Sutskever et al. 2013, section 2, up to that factor). ``adamw`` is Loshchilov & Hutter 2019, algorithm 2;
+    ``sinkgd`` and ``muon`` treat matrices as such (``update_rules``), and take adamw's learning rate.
 
     A *microbatch* is what one tick reads; the *active* blocks of the model are those that ``depth`` and ``sweep`` let
     an update change. Everything else about a block that is not active stays as it is, its optimizer state included.
 
     Attributes:
-        optimizer: update rule, "sgd" or "adamw". Both keep the same state, so a switch carries it over.
+        optimizer: update rule, one of ``OPTIMIZERS``. All keep the same state, so a switch carries it over.
         learning_rate: step size, >= 0.
         momentum: beta1, in [0, 1), and below 1 once rounded to float32, in which plans are stacked.
-        second_momentum: beta2 of adamw, in the same range.
+        second_momentum: beta2, of the average of the squared gradient, in the same range.
         weight_decay: decoupled decay, multiplied by the learning rate, >= 0.
         clip: threshold on the norm of the accumulated gradient, > 0; infinity is off (Pascanu et al. 2013).
         batch: microbatches accumulated per update, a whole number >= 1.

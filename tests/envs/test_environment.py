@@ -20,6 +20,7 @@ from loopwright.envs.loop.errors import DataError, InvalidActionError, Loopwrigh
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.observation import FEATURES, OBSERVATION_NAMES
 from loopwright.envs.loop.plan import ROW, LoopPlan
+from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
@@ -149,7 +150,7 @@ def test_truncation_by_step_count() -> None:
 
 
 def test_lanes_that_have_all_ended_do_not_train_on() -> None:
-    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:1"])
+    envs = TrainingLoopVectorEnv(2, max_episode_steps=3, tasks=["breast-cancer:1"], knobs="core")
     ((_, batch, _),) = envs._groups
     roll(envs, 3)
     ticks = batch.lanes.state.counters[1].tolist()
@@ -172,7 +173,7 @@ def test_actions_of_every_whole_type_are_the_same_actions(dtype: type) -> None:
     for kind in (np.int64, dtype):
         envs = TrainingLoopVectorEnv(3, tasks=["breast-cancer:1"], knobs="core")
         envs.reset(seed=0)
-        actions = np.array([[4, 2, 0, 1, 0, 1, 2], [0, 0, 1, 4, 2, 1, 0], [2, 1, 2, 2, 1, 0, 1]])
+        actions = np.array([[6, 2, 4, 0, 1, 0, 1, 2], [0, 0, 2, 1, 4, 2, 1, 0], [3, 1, 0, 2, 2, 1, 0, 1]])
         envs.step(actions.astype(kind))
         seen.append(envs._groups[0][1].plans.clone())
     assert torch.equal(*seen)
@@ -193,19 +194,19 @@ def make_quick() -> gym.Env:
 
 def test_episodes_start_from_learning_rates_spread_as_asked() -> None:
     plan = LoopPlan(learning_rate=1e-3)
-    env = TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan, plan_spread=0.5)
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan, spread=Spread(rate=0.5))
     rates = [env.reset(seed=seed)[1]["plan"]["learning_rate"] for seed in range(20)]
     assert all(1e-3 / 3.17 < rate < 1e-3 * 3.17 for rate in rates)
     assert max(rates) / min(rates) > 3
     assert env.reset(seed=3)[1]["plan"]["learning_rate"] == rates[3]
     assert len({TrainingLoopEnv(tasks=["breast-cancer:1"], plan=plan).reset(seed=s)[1]["plan"]["learning_rate"]
                 for s in range(3)}) == 1  # fmt: skip
-    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], plan=plan, plan_spread=0.5)
+    vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], plan=plan, spread=Spread(rate=0.5))
     vector.reset(seed=3)
     ((_, batch, _),) = vector._groups
     assert float(batch.plans[ROW["learning_rate"], 0]) == pytest.approx(rates[3])
-    with pytest.raises(LoopwrightError, match=r"plan_spread must lie in \[0, 2\].*got -1"):
-        TrainingLoopEnv(plan_spread=-1)
+    with pytest.raises(LoopwrightError, match=r"rate of a spread must lie in \[0, 2\].*got -1"):
+        Spread(rate=-1)
 
 
 def test_tasks_are_drawn_when_they_are_needed() -> None:
@@ -347,7 +348,7 @@ def test_the_environments_page_names_every_knob_and_feature() -> None:
 
 
 def test_the_knob_sets_have_their_environments() -> None:
-    sets = {"lr-momentum": 2, "clip": 1, "core": 7, "loop": 9, "all": len(KNOBS)}
+    sets = {"lr-momentum": 2, "clip": 1, "core": 8, "loop": 9, "all": len(KNOBS)}
     assert set(loopwright.ENVIRONMENT_IDS.values()) == set(sets)
     for env_id, name in loopwright.ENVIRONMENT_IDS.items():
         env = gym.make(env_id, **QUICK)

@@ -28,6 +28,7 @@ from loopwright.agents.judging.timing import ROUNDS, convert_to_seconds, time_me
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
@@ -226,7 +227,7 @@ def test_what_is_observed_does_not_depend_on_the_targets_labels(small_task: Task
     agent = bundle(0)
     for task in (small_task, blind, misled):
         batch = EpisodeBatch(task, 1, EpisodeSettings(), rolls_back=True)
-        batch.begin([0], [task], [7], [agent.start])
+        batch.begin([0], [Start(task, 7, agent.start)])
         batches.append((batch, []))
     for _ in range(6):
         for batch, seen in batches:
@@ -247,7 +248,7 @@ def test_agents_are_told_apart() -> None:
     ]  # fmt: skip
     made = {"algorithm": "PPO", "suite": "train", "seed": 0, "options": {}}
     one = replace(bundle(0), training=made)
-    for change in ({"algorithm": "A2C"}, {"suite": "demo"}, {"options": {"gamma": 0.9}}, {"plan_spread": 0.5}):
+    for change in ({"algorithm": "A2C"}, {"suite": "demo"}, {"options": {"gamma": 0.9}}, {"rate_spread": 0.5}):
         other = replace(bundle(1), training={**made, "seed": 1, **change})
         assert [(e.name, len(e.trainings)) for e in group_trainings([one, other])] == [
             ("agent", 1),

@@ -161,10 +161,10 @@ def test_a_training_computes_in_as_many_threads_as_it_is_told(tmp_path: Path, mo
 
 
 def test_a_bundle_says_how_it_was_trained(tmp_path: Path) -> None:
-    config = TrainingConfig(steps=64, options={**SMALL_PPO, "gamma": 0.9}, plan_spread=0.5, **TINY)
+    config = TrainingConfig(steps=64, options={**SMALL_PPO, "gamma": 0.9}, rate_spread=0.5, **TINY)
     train(config, tmp_path, show_progress=False, settings=QUICK)
     made = load_policy(tmp_path / "policy.safetensors").training
-    assert (made["suite"], made["seed"], made["plan_spread"]) == ("demo-new", 0, 0.5)
+    assert (made["suite"], made["seed"], made["rate_spread"]) == ("demo-new", 0, 0.5)
     assert made["options"]["gamma"] == made["settings"]["discount"] == 0.9
     assert {"microbatch", "ticks_per_decision", "guard"} <= made["settings"].keys()
 

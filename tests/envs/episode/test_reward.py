@@ -17,6 +17,7 @@ from loopwright.envs.episode.hold_rule import hold_losses
 from loopwright.envs.episode.progress import ProgressMeter
 from loopwright.envs.episode.reward import REWARDS, Judgement
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import UncalibratedTaskError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks import MLP, Calibration, ConvNet, Split, Task, get_task
@@ -56,7 +57,7 @@ def test_a_short_curve_beside_a_long_one() -> None:
 
 def episode_return(task: Task, plan: LoopPlan, reward: str = "progress") -> tuple[float, EpisodeBatch, int]:
     batch = EpisodeBatch(task, 1, EpisodeSettings(reward=reward, guard=0))
-    batch.begin([0], [task], [5], [plan])
+    batch.begin([0], [Start(task, 5, plan)])
     total = 0.0
     while True:
         decision = batch.decide(batch.plans)
@@ -205,4 +206,4 @@ def test_a_target_lies_no_lower_than_rounding_errors() -> None:
 def test_a_task_without_a_target_is_no_episode(small_task: Task) -> None:
     bare = small_task.with_calibration(None)
     with pytest.raises(UncalibratedTaskError, match=r"breast-cancer:1 has no calibrated target"):
-        EpisodeBatch(bare, 1, EpisodeSettings()).begin([0], [bare], [0], [LoopPlan()])
+        EpisodeBatch(bare, 1, EpisodeSettings()).begin([0], [Start(bare, 0)])

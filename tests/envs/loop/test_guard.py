@@ -14,6 +14,7 @@ from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import DIVERGED, RUNNING
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.snapshots import LaneSnapshots
+from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, GRADIENT_SPIKE, LOSS_SPIKE, NOT_FINITE, SNAPSHOT_EVERY, Guard
@@ -99,7 +100,7 @@ def test_another_data_order_is_no_alarm(small_task: Task) -> None:
 
 def test_after_its_last_intervention_the_next_alarm_ends_the_run(small_task: Task) -> None:
     batch = EpisodeBatch(small_task, 1, EpisodeSettings(guard=2))
-    batch.begin([0], [small_task], [0], [WILD])
+    batch.begin([0], [Start(small_task, 0, WILD)])
     outcomes = [int(batch.decide(stack_plans([WILD])).outcome[0]) for _ in range(3)]
     assert outcomes == [RUNNING, RUNNING, DIVERGED]
     assert torch.isfinite(batch.lanes.state.weights).all()
@@ -107,7 +108,7 @@ def test_after_its_last_intervention_the_next_alarm_ends_the_run(small_task: Tas
 
 def test_the_guard_shows_in_the_observation_the_plan_and_the_charge(small_task: Task) -> None:
     batch = EpisodeBatch(small_task, 1, EpisodeSettings())
-    batch.begin([0], [small_task], [0], [LoopPlan()])
+    batch.begin([0], [Start(small_task, 0)])
     batch.decide(batch.plans)
     spent = batch.budget.cost.item()
     decision = batch.decide(stack_plans([WILD]))
@@ -122,7 +123,7 @@ def test_the_guard_shows_in_the_observation_the_plan_and_the_charge(small_task: 
 
 def test_rollback_returns_to_the_best_state_and_refunds_nothing(small_task: Task) -> None:
     batch = EpisodeBatch(small_task, 1, EpisodeSettings(guard=0), rolls_back=True)
-    batch.begin([0], [small_task], [0], [LoopPlan()])
+    batch.begin([0], [Start(small_task, 0)])
     for _ in range(3):
         batch.decide(stack_plans([LoopPlan(learning_rate=3e-3)]))
     good = batch.lanes.state.weights.clone()
@@ -135,14 +136,14 @@ def test_rollback_returns_to_the_best_state_and_refunds_nothing(small_task: Task
     assert torch.equal(batch.lanes.state.weights, good)
     assert batch.budget.cost.item() > spent
     plain = EpisodeBatch(small_task, 1, EpisodeSettings())
-    plain.begin([0], [small_task], [0], [LoopPlan()])
+    plain.begin([0], [Start(small_task, 0)])
     with pytest.raises(LoopwrightError, match="rolls_back=False"):
         plain.decide(stack_plans([LoopPlan(rollback=True)]))
 
 
 def test_an_alarm_after_a_rollback_does_not_undo_it(small_task: Task) -> None:
     batch = EpisodeBatch(small_task, 1, EpisodeSettings(), rolls_back=True)
-    batch.begin([0], [small_task], [0], [LoopPlan()])
+    batch.begin([0], [Start(small_task, 0)])
     for _ in range(3):
         batch.decide(stack_plans([LoopPlan(learning_rate=3e-3)]))
     best = batch.lanes.state.weights.clone()

@@ -31,7 +31,7 @@ def test_the_middle_action_leaves_the_plan_bit_identical(name: str, action: str)
 def test_each_knob_moves_its_field_and_no_other() -> None:
     for name, knob in KNOBS.items():
         plan = LoopPlan(
-            clip=1.0, batch=4, average=32.0, weight_decay=0.01, depth=0.5, keep=0.5, echo=2,
+            clip=1.0, batch=4, average=32.0, weight_decay=0.01, depth=0.5, keep=0.5, echo=2, second_momentum=0.95,
             optimizer="adamw" if name != "optimizer" else "sgd",
         )  # fmt: skip
         for action in {0, len(knob.steps) - 1} - {knob.still}:
@@ -43,15 +43,20 @@ def test_each_knob_moves_its_field_and_no_other() -> None:
 
 
 def test_known_steps() -> None:
-    assert moved("lr", [4]).learning_rate == pytest.approx(1e-3 * math.e, rel=1e-5)
+    assert [moved("lr", [step]).learning_rate for step in range(7)] == pytest.approx(
+        [2e-4, 5e-4, 1e-3 / 1.2, 1e-3, 1.2e-3, 2e-3, 5e-3], rel=1e-5
+    )
     assert moved("momentum", [2]).momentum == pytest.approx(0.95)
     assert moved("batch", [2]).batch == 4
-    assert moved("average", [2]).average == 32
+    assert moved("average", [2]).average == 8
+    assert moved("average", [2], LoopPlan(average=128.0)).average == 512
+    assert moved("second_momentum", [0]).second_momentum == pytest.approx(0.992, rel=1e-4)
+    assert moved("second_momentum", [1], LoopPlan(second_momentum=0.5)).second_momentum == 0.5
     assert moved("clip", [0]).clip == pytest.approx(8)
     assert moved("clip", [4], LoopPlan(clip=16.0)).clip == math.inf
     assert moved("weight_decay", [2]).weight_decay == pytest.approx(1e-3)
     assert moved("weight_decay", [0], LoopPlan(weight_decay=1e-3)).weight_decay == 0
-    assert moved("optimizer", [0]).optimizer == "sgd"
+    assert [moved("optimizer", [step]).optimizer for step in range(5)] == ["sgd", "sgd", "adamw", "sinkgd", "muon"]
     assert moved("depth", [0]).depth == 0.75
     assert moved("keep", [0]).keep == 0.5
     assert moved("order", [2]).order == "hard-first"
@@ -70,11 +75,13 @@ def test_a_rollback_is_asked_for_once() -> None:
 def test_a_switch_of_optimizer_takes_the_learning_rate_along() -> None:
     ratio = torch.tensor([50.0])
     plans = stack_plans([LoopPlan(learning_rate=2e-3)])
-    sgd = KnobSet("lr+optimizer").apply([[2, 0]], plans, lambda: ratio)
+    sgd = KnobSet("lr+optimizer").apply([[3, 0]], plans, lambda: ratio)
     assert sgd[ROW["learning_rate"]].item() == pytest.approx(0.1)
-    assert KnobSet("lr+optimizer").apply([[2, 2]], sgd, lambda: ratio)[ROW["learning_rate"]].item() == pytest.approx(
-        2e-3
-    )
+    for rungs in (3, 4):  # one and two up
+        again = KnobSet("lr+optimizer").apply([[3, rungs]], sgd, lambda: ratio)
+        assert again[ROW["learning_rate"]].item() == pytest.approx(2e-3)
+    muon = KnobSet("lr+optimizer").apply([[3, 4]], plans, lambda: ratio)
+    assert (muon[ROW["optimizer"]].item(), muon[ROW["learning_rate"]].item()) == (3, pytest.approx(2e-3))
 
 
 def unasked() -> torch.Tensor:
@@ -83,7 +90,7 @@ def unasked() -> torch.Tensor:
 
 def test_without_a_switch_the_step_ratio_is_not_even_computed() -> None:
     plans = stack_plans([LoopPlan()])
-    assert torch.equal(KnobSet("optimizer").apply([[1]], plans, unasked), plans)
+    assert torch.equal(KnobSet("optimizer").apply([[2]], plans, unasked), plans)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, len(k.steps) - 1) for k in KNOBS.values()]), min_size=1, max_size=40))
@@ -106,14 +113,14 @@ def test_encodings_invert(knob: object, share: float) -> None:
 
 def test_starting_outside_the_bounds_comes_back_inside_only_when_moved() -> None:
     knobs, plans = KnobSet("lr"), stack_plans([LoopPlan(learning_rate=0.0)])
-    assert knobs.apply(np.array([[2]]), plans)[ROW["learning_rate"]].item() == 0.0
-    assert knobs.apply(np.array([[4]]), plans)[ROW["learning_rate"]].item() == pytest.approx(1e-6 * math.e, rel=1e-3)
+    assert knobs.apply(np.array([[3]]), plans)[ROW["learning_rate"]].item() == 0.0
+    assert knobs.apply(np.array([[6]]), plans)[ROW["learning_rate"]].item() == pytest.approx(5e-6, rel=1e-3)
 
 
 @pytest.mark.parametrize(
     ("kind", "action", "match"),
     [
-        ("discrete", [[0, 9]], r"action \[0, 9\] of lane 0 is out of bounds: accepted \[0, 0\] to \[4, 2\]"),
+        ("discrete", [[0, 9]], r"action \[0, 9\] of lane 0 is out of bounds: accepted \[0, 0\] to \[6, 2\]"),
         ("discrete", [[-1, 0]], "out of bounds"),
         ("discrete", [[0.5, 0]], "whole numbers"),
         ("discrete", [[0]], "shape"),

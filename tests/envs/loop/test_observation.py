@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.knobs import KNOBS
@@ -65,7 +67,7 @@ def observe(
 
 def observe_run(losses: list[float], scale: float, shift: float = 0.0) -> torch.Tensor:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.3 * scale + shift]), [0.5 * scale + shift])
+    observer.begin([0], torch.tensor([2.3 * scale + shift]), [Context(target=0.5 * scale + shift, budget=1e3)])
     seen = []
     for step, loss in enumerate(losses):
         telemetry = summarise(make_sums(loss * scale + shift, 0.5 * loss * scale))
@@ -95,7 +97,7 @@ def test_the_zscores_are_blind_to_a_shift_as_well(tenths: list[int], scale: floa
 
 def one_feature(name: str, sums: list[torch.Tensor]) -> float:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.0]), [0.5])
+    observer.begin([0], torch.tensor([2.0]), [Context(target=0.5)])
     for entry in sums:
         seen = observe(observer, summarise(entry), plan=LoopPlan(clip=2.0))
     return seen[0, OBSERVATION_NAMES.index(name)].item()
@@ -141,7 +143,7 @@ def test_trends_tell_rising_from_falling_on_every_timescale(loss: float, factor:
 @given(st.floats(0.05, 5), st.floats(0.05, 5))
 def test_gap_and_distances_are_logarithms_of_ratios(train: float, control: float) -> None:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.0]), [0.5])
+    observer.begin([0], torch.tensor([2.0]), [Context(target=0.5)])
     sums = summarise(changed(make_sums(train, 1.0), loss_square=16 * 1.25 * train**2))
     seen = observe(observer, sums, control)
     value = dict(zip(OBSERVATION_NAMES, seen[0].tolist(), strict=True))
@@ -172,7 +174,7 @@ def test_on_a_quadratic_curvature_is_the_eigenvalue_times_the_rate(curvature: fl
 @given(st.lists(st.sampled_from([1e-30, 1e-3, 1.0, 1e10, 1e30, math.inf, math.nan]), min_size=1, max_size=6))
 def test_whatever_the_run_does_the_observation_is_finite_and_bounded(losses: list[float]) -> None:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.3]), [None])
+    observer.begin([0], torch.tensor([2.3]), [Context()])
     for loss in losses:
         sums = make_sums(1.0, 1.0) * loss
         seen = observe(observer, summarise(sums), loss)
@@ -183,16 +185,17 @@ def test_whatever_the_run_does_the_observation_is_finite_and_bounded(losses: lis
 def test_names_match_the_columns_and_a_missing_target_is_flagged() -> None:
     assert len(set(OBSERVATION_NAMES)) == len(OBSERVATION_NAMES)
     observer = Observer(2)
-    observer.begin([0, 1], torch.tensor([2.0, 2.0]), [1.0, None])
+    observer.begin([0, 1], torch.tensor([2.0, 2.0]), [Context(target=1.0, budget=1e3), Context()])
     nobody = torch.zeros(2, dtype=torch.bool)
     seen = observer.observe(Reading(None, torch.zeros(2), stack_plans([LoopPlan()] * 2), torch.ones(2), nobody, nobody))
     assert seen.shape == (2, len(OBSERVATION_NAMES))
     value = dict(zip(OBSERVATION_NAMES, seen.T, strict=True))
     assert value["target_given"].tolist() == [1, 0]
     assert value["target_depth"].tolist() == pytest.approx([math.log(2), 0])
-    assert value["budget_left"].tolist() == [1, 1]
+    assert value["budget_given"].tolist() == value["budget_left"].tolist() == [1, 0]
     assert value["plan_clip"].tolist() == [1, 1]
-    assert {f.name for f in FEATURES} | {f"plan_{knob}" for knob in KNOBS} == set(OBSERVATION_NAMES)
+    changes = {f"brought_{name}" for name, knob in KNOBS.items() if not knob.command}
+    assert {f.name for f in FEATURES} | changes | {f"plan_{knob}" for knob in KNOBS} == set(OBSERVATION_NAMES)
 
 
 def test_gradient_features_wait_for_the_first_update() -> None:
@@ -218,7 +221,7 @@ def test_a_controller_that_needs_the_control_loss_sees_nothing_else(small_task: 
                             (Needs.OBSERVATION, Needs.CONTROL_LOSS, Needs.NOTHING))  # fmt: skip
     shown = OBSERVATION_NAMES.index("control_progress")
     for batch in (whole, part, nothing):
-        batch.begin([0], [small_task], [0], [LoopPlan()])
+        batch.begin([0], [Start(small_task, 0)])
         batch.decide(batch.plans)
     assert part.observation[0, shown] == whole.observation[0, shown] != 0
     assert part.observation.count_nonzero() == 1
@@ -228,7 +231,7 @@ def test_a_controller_that_needs_the_control_loss_sees_nothing_else(small_task: 
 
 def test_what_the_guard_undid_is_forgotten() -> None:
     observer = Observer(1)
-    observer.begin([0], torch.tensor([2.0]), [0.5])
+    observer.begin([0], torch.tensor([2.0]), [Context(target=0.5)])
 
     def see(loss: float, undone: bool) -> dict[str, float]:
         row = observe(observer, summarise(make_sums(loss, 1.0)), loss, restored=undone, guard_left=0.6)
@@ -256,7 +259,7 @@ def test_observations_of_real_runs_are_finite_and_bounded(ruin: str, small_task:
     knobs, rng = KnobSet("all"), np.random.default_rng(0)
     for guard in (0, 5):
         batch = EpisodeBatch(task, 4, EpisodeSettings(guard=guard), rolls_back=True)
-        batch.begin(range(4), [task] * 4, range(4), [plan] * 4)
+        batch.begin(range(4), [Start(task, seed, plan) for seed in range(4)])
         for _ in range(8):
             assert torch.isfinite(batch.observation).all()
             assert batch.observation.abs().max() <= LIMIT
@@ -268,7 +271,7 @@ def test_observations_of_real_runs_are_finite_and_bounded(ruin: str, small_task:
 
 def run_observations(task: Task) -> np.ndarray:
     batch = EpisodeBatch(task, 2, EpisodeSettings())
-    batch.begin([0, 1], [task, task], [1, 2], [LoopPlan()] * 2)
+    batch.begin([0, 1], [Start(task, 1), Start(task, 2)])
     seen = [batch.observation.numpy().copy()]
     for _ in range(4):
         batch.decide(batch.plans)
@@ -287,7 +290,7 @@ def test_looking_at_the_control_split_is_charged(small_task: Task) -> None:
     looking = EpisodeBatch(small_task, 1, EpisodeSettings())
     blind = EpisodeBatch(small_task, 1, EpisodeSettings(), needs=Needs.NOTHING)
     for batch in (looking, blind):
-        batch.begin([0], [small_task], [0], [LoopPlan()])
+        batch.begin([0], [Start(small_task, 0)])
         batch.decide(batch.plans)
     assert blind.budget.cost[0].item() == 256
     assert looking.budget.cost[0].item() == pytest.approx(

@@ -1,0 +1,154 @@
+"""The update rules of a plan's ``optimizer``: what a step makes of a gradient. For a plain loop, and batched for many.
+
+All share one state, an exponential average of the gradient m and one of its square v, so that a switch carries it over.
+``sgd`` steps along m, ``adamw`` along m / sqrt(v). The *matrix rules* know which weights form a matrix: ``sinkgd``
+brings the rows and columns of m to equal size, ``muon`` makes it orthogonal. Whatever is not a matrix they leave to
+``adamw``, and their steps have about the size of its own (root mean square ``STEP_RMS``; Liu et al. 2025, section 2.2),
+so that one learning rate serves the three.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.optim.adamw import adamw
+
+from loopwright.envs.loop.plan import LoopPlan
+
+ADAM_EPS = 1e-8
+STEP_RMS = 0.2
+BALANCINGS = 2  # rounds of bringing rows and columns to equal size; five are no better, and dearer
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024, as in torch.optim.Muon
+ITERATIONS = 5
+LEAST = 1e-30
+_SETTLED = torch.tensor(1e9)  # a number of updates after which no bias is left: the bias is in rate and epsilon
+
+
+def view_matrix(shape: Sequence[int]) -> tuple[int, int] | None:
+    """Rows and columns of a parameter that is a matrix; None for one that is not."""
+    return (shape[0], shape[1]) if len(shape) == 2 else None
+
+
+def balance(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices ``[..., m, n]`` with rows and columns scaled, in turn, to a root mean square of 1 (Scetbon et al. 2025).
+
+    By scaling vectors: a round is two products of the squared matrix and a vector. A row or column of zeros stays zero.
+    """
+    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True)
+    scaled = matrices / torch.where(largest > 0, largest, 1.0)
+    square = scaled * scaled
+    across = square.transpose(-2, -1)
+    m, n = matrices.shape[-2:]
+    columns = square.new_ones(*square.shape[:-2], n, 1)
+    for _ in range(BALANCINGS):
+        rows = _invert(square @ columns, n)  # the squares of the scaling vectors
+        columns = _invert(across @ rows, m)
+    balanced: torch.Tensor = scaled * rows.sqrt() * columns.sqrt().transpose(-2, -1)
+    return balanced
+
+
+def _invert(sums: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.where(sums > 0, count / sums.clamp(min=LEAST), 0.0)
+
+
+def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
+    """The nearest orthogonal matrices to ``[..., m, n]``, nearly: singular values between about 0.7 and 1.2.
+
+    Newton-Schulz iterations, as ``torch.optim.Muon`` makes them (Jordan et al. 2024), in the matrices' own precision.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.transpose(-2, -1) if tall else matrices
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / torch.where(norm > 0, norm, 1.0)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        gram = x @ x.transpose(-2, -1)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    orthogonal: torch.Tensor = x.transpose(-2, -1) if tall else x
+    return orthogonal
+
+
+def _direct_sinkgd(momentum: torch.Tensor, gradient: torch.Tensor, beta1: float | torch.Tensor) -> torch.Tensor:
+    return STEP_RMS * balance(momentum)
+
+
+def _direct_muon(momentum: torch.Tensor, gradient: torch.Tensor, beta1: float | torch.Tensor) -> torch.Tensor:
+    """With Nesterov's momentum."""
+    ahead = gradient + beta1 * (momentum - gradient)
+    return STEP_RMS * math.sqrt(max(momentum.shape[-2:])) * orthogonalise(ahead)
+
+
+# The directions of matrices ``[..., m, n]``, from the momentum after the gradient, that gradient, and beta1.
+MATRIX_RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, float | torch.Tensor], torch.Tensor]] = {
+    "sinkgd": _direct_sinkgd,
+    "muon": _direct_muon,
+}
+
+
+class Parts(NamedTuple):
+    """Weights and what belongs to them: lists of one length."""
+
+    weights: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    momenta: list[torch.Tensor]
+    second_moments: list[torch.Tensor]
+
+    def pick(self, positions: Iterable[int]) -> "Parts":
+        positions = list(positions)
+        return Parts(*([each[position] for position in positions] for each in self))
+
+
+def take_step(plan: LoopPlan, parts: Parts, bias1: float, bias2: float) -> None:
+    """One update of the parts's weights and of their two averages by its gradients, in place.
+
+    ``bias1`` and ``bias2`` are what the averages are biased by after it: 1 less the product of all betas.
+    """
+    if plan.optimizer == "adamw":
+        _step_adamw(plan, parts, bias1, bias2)
+    elif plan.optimizer == "sgd":
+        _average(plan, parts)
+        _move(plan, parts.weights, parts.momenta)
+    else:
+        alike: dict[tuple[int, int] | None, list[int]] = {}
+        for position, weight in enumerate(parts.weights):
+            alike.setdefault(view_matrix(weight.shape), []).append(position)
+        for shape, positions in alike.items():
+            if shape is None:
+                _step_adamw(plan, parts.pick(positions), bias1, bias2)
+            else:
+                _step_matrices(plan, parts.pick(positions))
+
+
+def _step_adamw(plan: LoopPlan, parts: Parts, bias1: float, bias2: float) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, by torch's fused kernel.
+
+    It corrects biases by powers of the betas, which here may have changed: so it is told that there are none, and what
+    they come to is in the learning rate and epsilon.
+    """
+    ratio = bias2**0.5 / bias1
+    adamw(
+        *parts, [], [_SETTLED] * len(parts.weights), fused=True, amsgrad=False, maximize=False,
+        beta1=plan.momentum, beta2=plan.second_momentum, lr=plan.learning_rate * ratio,
+        weight_decay=plan.weight_decay / ratio, eps=ADAM_EPS * bias2**0.5,
+    )  # fmt: skip
+
+
+def _average(plan: LoopPlan, parts: Parts) -> None:
+    torch._foreach_lerp_(parts.momenta, parts.gradients, 1 - plan.momentum)
+    torch._foreach_mul_(parts.second_moments, plan.second_momentum)
+    torch._foreach_addcmul_(parts.second_moments, parts.gradients, parts.gradients, 1 - plan.second_momentum)
+
+
+def _move(plan: LoopPlan, weights: list[torch.Tensor], directions: list[torch.Tensor]) -> None:
+    if plan.weight_decay:
+        torch._foreach_mul_(weights, 1 - plan.learning_rate * plan.weight_decay)
+    torch._foreach_add_(weights, directions, alpha=-plan.learning_rate)
+
+
+def _step_matrices(plan: LoopPlan, parts: Parts) -> None:
+    """Matrices of one shape, stacked."""
+    _average(plan, parts)
+    momentum, gradient = (torch.stack(own) for own in (parts.momenta, parts.gradients))
+    directions = MATRIX_RULES[plan.optimizer](momentum, gradient, plan.momentum)
+    _move(plan, parts.weights, list(directions.unbind(0)))

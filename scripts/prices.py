@@ -1,0 +1,82 @@
+"""Measure what an update of each optimizer costs, and store it in envs/engine/prices.json with its provenance.
+
+In passes over a microbatch (forward and backward), in one thread, on every model of the task families and on an MLP of
+784-256-256-10 at several microbatches. Close everything else first: it is a measurement of time.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+from tqdm import tqdm
+
+from loopwright.agents.controllers.competitors import COMPETITORS
+from loopwright.agents.controllers.optimizers import Optimized
+from loopwright.envs.engine.prices import PRICE_ROUNDS, PRICES_FILE, measure_prices, read_prices
+from loopwright.envs.loop.ledger import read_versions
+from loopwright.inner_tasks.models import MLP, ModelSpec
+from loopwright.inner_tasks.registry import list_families
+from loopwright.scripts.run import run
+
+WIDE = MLP(784, (256, 256), 10)
+WIDE_AT = (16, 64, 256)
+
+
+@dataclass
+class Config:
+    microbatch: int = 16
+    """Samples of a tick, for the models of the task families."""
+    show: bool = False
+    """Measure nothing; print what is stored, as Markdown."""
+
+
+def list_library_optimizers() -> dict[str, Optimized]:
+    """An optimizer of each kind that competitors have, by its kind."""
+    first = [next(iter(competitor.candidates(1))) for competitor in COMPETITORS.values()]
+    return {controller.kind: controller for controller in first if isinstance(controller, Optimized)}
+
+
+def count_parameters(model: ModelSpec) -> int:
+    return sum(parameter.numel() for parameter in model.build().parameters())
+
+
+def write_table(entries: list[dict[str, Any]]) -> str:
+    """The stored prices as Markdown."""
+    names = list(entries[0]["passes"])
+    lines = [f"| model | parameters | microbatch | {' | '.join(names)} |", "|---|" + "---:|" * (2 + len(names))]
+    for entry in sorted(entries, key=lambda entry: (entry["parameters"], entry["microbatch"])):
+        prices = " | ".join(f"{entry['passes'][name]:.2g}" for name in names)
+        lines.append(f"| {entry['model']} | {entry['parameters']} | {entry['microbatch']} | {prices} |")
+    return "\n".join(lines)
+
+
+def main(config: Config) -> None:
+    if config.show:
+        print(write_table(json.loads(PRICES_FILE.read_text())["entries"]))
+        return
+    models = list(dict.fromkeys(model for family in list_families().values() for model in family.models))
+    wanted = [*((model, config.microbatch) for model in models), *((WIDE, microbatch) for microbatch in WIDE_AT)]
+    others, entries = list_library_optimizers(), []
+    for model, microbatch in tqdm(wanted, desc="prices", unit="model"):
+        passes = {name: geq / microbatch for name, geq in measure_prices(model, microbatch, others).items()}
+        rounded = {name: float(f"{value:.3g}") for name, value in passes.items()}
+        entries.append({"model": repr(model), "parameters": count_parameters(model), "microbatch": microbatch,
+                        "passes": rounded})  # fmt: skip
+    provenance = {"unit": "passes over a microbatch", "threads": 1, "rounds": PRICE_ROUNDS, "versions": read_versions(),
+                  "cpu": torch.backends.cpu.get_cpu_capability(), "date": date.today().isoformat()}  # fmt: skip
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    PRICES_FILE.write_text(f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
+    read_prices.cache_clear()
+    table = Table("model", *(Column(name, justify="right") for name in entries[0]["passes"]))
+    for entry in entries:
+        table.add_row(f"{entry['model']} at {entry['microbatch']}", *(f"{v:.2g}" for v in entry["passes"].values()))
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.modules[__name__]))
