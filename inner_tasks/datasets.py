@@ -31,6 +31,7 @@ CHECKSUMS_FILE = Path(__file__).with_name("checksums.json")
 SPEECH_SYMBOLS = " " + string.ascii_lowercase + ".,'0?"  # digits read as 0, everything else as ?
 WORD_SYMBOLS = "_" + string.ascii_lowercase  # padded on the left
 WORD_LENGTH = 12
+VOWEL_STEPS = 29  # of the longest utterance; the others are followed by zeros
 PICTURES = ("brick", "grass", "gravel", "camera", "coins", "moon", "page", "text")
 
 
@@ -142,6 +143,34 @@ def read_abalone() -> Arrays:
     return {"inputs": inputs.astype(np.float64), "labels": measured[:, -1]}
 
 
+def read_approval() -> Arrays:
+    from river import datasets
+
+    source: Any = datasets.TrumpApproval
+    rows = list(source())
+    columns = sorted(rows[0][0])
+    inputs = np.array([[float(x[column]) for column in columns] for x, _ in rows])
+    return {"inputs": inputs, "labels": np.array([float(y) for _, y in rows])}
+
+
+def read_cars() -> Arrays:
+    from mlxtend.data import autompg_data
+
+    measured, miles = autompg_data()
+    return {"inputs": measured[:, :7].astype(np.float64), "labels": miles.astype(np.float64)}  # the names are left out
+
+
+def read_vowels() -> Arrays:
+    from sktime.datasets import load_japanese_vowels
+
+    series, speakers = load_japanese_vowels(return_type="nested_univ")
+    inputs = np.zeros((len(series), VOWEL_STEPS, series.shape[1]))
+    for row, utterance in enumerate(series.to_numpy()):
+        for column, own in enumerate(utterance):
+            inputs[row, : len(own), column] = own
+    return {"inputs": inputs, "labels": np.unique(speakers, return_inverse=True)[1].astype(np.uint8)}
+
+
 def _read_sktime(name: str) -> Arrays:
     from sktime import datasets
 
@@ -188,6 +217,15 @@ SOURCES = {
                    _UNSTATED, lambda: _read_sktime("osuleaf")),
         DataSource("acsf1", "sktime", "sktime", "timeseries", "200 appliances' power over time, 10 kinds (UCR archive)",
                    _UNSTATED, lambda: _read_sktime("acsf1")),
+        DataSource("approval", "river", "river", "tabular",
+                   "1001 days of a president's approval, by six polls (FiveThirtyEight)", _UNSTATED, read_approval),
+        DataSource("cars", "mlxtend", "mlxtend", "image", "392 cars of 7 measurements, miles per gallon (UCI)", _UCI,
+                   read_cars),
+        DataSource("italy-power", "sktime", "sktime", "timeseries",
+                   "1096 days of a country's power demand, winter or summer (UCR archive)", _UNSTATED,
+                   lambda: _read_sktime("italy_power_demand")),
+        DataSource("vowels", "sktime", "sktime", "timeseries",
+                   "640 utterances of two vowels, 9 speakers, 12 coefficients over time (UCI)", _UCI, read_vowels),
     )
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from loopwright.inner_tasks.family import AnyArray, TaskFamily
-from loopwright.inner_tasks.models import ConvNet, RecurrentNet
+from loopwright.inner_tasks.models import ConvNet, ModelSpec, RecurrentNet, Transformer
 from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.synthetic import standardise
 
@@ -60,7 +60,7 @@ class Grammar(TaskFamily):
     name = "grammar"
     kind = "generated"
     source = "generated: second-order Markov chains"
-    models = (RecurrentNet(STEPS, 16, 32, 1, 16, every_step=True, tokens=True),)
+    models: tuple[ModelSpec, ...] = (RecurrentNet(STEPS, 16, 32, 1, 16, every_step=True, tokens=True),)
     sizes = (2048, 128, 256)
 
     @property
@@ -92,5 +92,12 @@ class Grammar(TaskFamily):
         return float((pairs * surprise).sum())
 
 
-for _family in (Signals(), Recall(), Grammar()):
+class Attention(Grammar):
+    """The same texts for a transformer."""
+
+    name = "grammar-transformer"
+    models = (Transformer(STEPS, 16, 32, 2, 1, 16, every_step=True, tokens=True),)
+
+
+for _family in (Signals(), Recall(), Grammar(), Attention()):
     register_family(_family)

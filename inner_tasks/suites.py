@@ -5,29 +5,47 @@ from dataclasses import dataclass
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks.targets import list_calibrated
 
+SEARCHED = 40  # decisions that a target is searched over, where nothing else is said
+
+
+@dataclass(frozen=True)
+class Draws:
+    """So many draws of each family, the tasks ``family:seed`` from ``first_seed`` on.
+
+    Their targets are searched over so many ``decisions``: the longer the search, the lower the target, and the longer
+    the runs that reach it.
+    """
+
+    counts: dict[str, int]
+    first_seed: int = 0
+    decisions: int = SEARCHED
+
+    def names(self) -> list[str]:
+        """The tasks, the families by turns."""
+        seeds = range(max(self.counts.values()))
+        return [
+            f"{family}:{self.first_seed + seed}"
+            for seed in seeds
+            for family, count in self.counts.items()
+            if seed < count
+        ]
+
 
 @dataclass(frozen=True)
 class Suite:
-    """Families with a role, and of each so many draws: its tasks are ``family:seed`` from ``first_seed`` on."""
+    """Draws with a role."""
 
     name: str
-    draws: dict[str, int]
-    first_seed: int
+    parts: tuple[Draws, ...]
     description: str
 
     @property
     def families(self) -> tuple[str, ...]:
-        return tuple(self.draws)
+        return tuple(dict.fromkeys(family for part in self.parts for family in part.counts))
 
-    def candidates(self) -> list[str]:
-        """Names of all tasks of the suite, calibrated or not; the families by turns."""
-        seeds = range(max(self.draws.values()))
-        return [
-            f"{family}:{self.first_seed + seed}"
-            for seed in seeds
-            for family, count in self.draws.items()
-            if seed < count
-        ]
+    def candidates(self) -> dict[str, int]:
+        """The decisions that their targets are searched over by the names of all tasks, calibrated or not."""
+        return {name: part.decisions for part in self.parts for name in part.names()}
 
     def tasks(self) -> list[str]:
         """Names of the suite's tasks that have a stored target. Raises ``LoopwrightError`` if there are none."""
@@ -40,31 +58,70 @@ class Suite:
 
 # What a core installation can make: generated problems, and what scikit-learn brings along. Draws to train on; those of
 # sequence models are dear.
+VECTORS = ("mixtures", "teachers", "manifolds", "digits-mlp")
+SMALL = ("spirals", "parity", "modular", "logistic")
+OTHERS = ("functions", "quadratic", "rosenbrock", "coordinates", "breast-cancer", "diabetes")
+SEQUENCES = ("signals", "digits-conv", "recall", "grammar")
+DEAR = ("grammar-transformer", "wide")
 TRAINED = {
-    **dict.fromkeys(("mixtures", "teachers", "manifolds", "digits-mlp"), 32),
-    **dict.fromkeys(("spirals", "parity", "modular", "logistic", "quadratic", "rosenbrock"), 24),
-    **dict.fromkeys(("coordinates", "breast-cancer", "diabetes"), 24),
-    **dict.fromkeys(("signals", "digits-conv", "recall", "grammar"), 12),
-}
+    **dict.fromkeys(VECTORS, 170), **dict.fromkeys(SMALL, 100), **dict.fromkeys(OTHERS, 70),
+    **dict.fromkeys(SEQUENCES, 36), **dict.fromkeys(DEAR, 24),
+}  # fmt: skip
+LONG, LONGER = 160, 480  # decisions that the targets of some draws are searched over: real runs are long
 UNSEEN = (
     *("mnist-mlp", "mnist-conv", "patches-mlp", "patches-fft"),
     *("speeches-gru", "speeches-transformer", "words-gru", "words-bag"),
     *("segments", "bananas", "phishing", "abalone"),
     *("osuleaf", "acsf1"),
 )
+UNSEEN_TOO = (
+    *("mnist-some", "mnist-deep", "patches-conv"),
+    *("words-transformer", "speeches-rnn"),
+    *("segments-norm", "bananas-wide", "abalone-flat", "approval", "cars"),
+    *("italy-power", "vowels", "osuleaf-mlp"),
+)
+HELD_OUT = tuple(family for family in TRAINED if family not in ("functions", "grammar-transformer", "wide"))
 DEMONSTRATED = ("mixtures", "teachers", "manifolds")
 DEMONSTRATED_ON = ("digits-mlp", "digits-conv", "breast-cancer")
 _SUITES = {
     suite.name: suite
     for suite in (
-        Suite("train", TRAINED, 0, "generated, and scikit-learn's data: to train on, and to tune competitors on"),
-        Suite("held-out", dict.fromkeys(TRAINED, 2), 100_000, "the same families, draws nobody trains on"),
-        Suite("new", dict.fromkeys(UNSEEN, 2), 0, "real images, text, tables and series; families nobody trains on"),
-        Suite("demo", dict.fromkeys(DEMONSTRATED, 32), 0, "the part of train that takes minutes: three shapes"),
-        Suite("demo-held-out", dict.fromkeys(DEMONSTRATED, 4), 100_000, "new draws of the families of demo"),
-        Suite("demo-new", dict.fromkeys(DEMONSTRATED_ON, 2), 100_000, "real data, which demo has none of"),
+        Suite(
+            "train",
+            (
+                Draws(TRAINED),
+                Draws({**dict.fromkeys(VECTORS, 16), **dict.fromkeys((*SMALL, *OTHERS), 8)}, 10_000, LONG),
+                Draws({**dict.fromkeys(VECTORS, 3), **dict.fromkeys(SMALL, 2)}, 20_000, LONGER),
+            ),
+            "generated, and scikit-learn's data: to train on, and to tune competitors on",
+        ),
+        Suite(
+            "held-out", (Draws(dict.fromkeys(HELD_OUT, 2), 100_000),),
+            "new draws of the families of train, for validation",
+        ),
+        Suite(
+            "new", (Draws(dict.fromkeys(UNSEEN, 2)),),
+            "real images, text, tables and series: families nobody trains on, for validation",
+        ),
+        Suite(
+            "held-out-2", (Draws(dict.fromkeys(TRAINED, 2), 200_000),),
+            "further draws of the families of train, looked at once per release",
+        ),
+        Suite(
+            "new-2", (Draws(dict.fromkeys(UNSEEN_TOO, 2)),),
+            "further families nobody trains on, looked at once per release",
+        ),
+        Suite(
+            "demo", (Draws(dict.fromkeys(DEMONSTRATED, 32)),), "the part of train that takes minutes: three shapes"
+        ),
+        Suite(
+            "demo-held-out", (Draws(dict.fromkeys(DEMONSTRATED, 4), 100_000),), "new draws of the families of demo"
+        ),
+        Suite(
+            "demo-new", (Draws(dict.fromkeys(DEMONSTRATED_ON, 2), 100_000),), "real data, which demo has none of"
+        ),
     )
-}
+}  # fmt: skip
 
 
 def list_suites() -> dict[str, Suite]:

@@ -78,6 +78,30 @@ class Teachers(_Generated):
         return standardise(latent @ rotation), logits.argmax(axis=1)
 
 
+class Wide(Teachers):
+    """The same for a network of a hundred thousand parameters, wider than it would have to be."""
+
+    name = "wide"
+    models = (MLP(FEATURE_COUNT, (256, 256), 10),)
+
+
+class Functions(_Generated):
+    """Regression on sums of random waves, of low frequency or high, with noise."""
+
+    name = "functions"
+    source = "generated: sums of random waves"
+    models = (MLP(16, (32, 32), 1), MLP(16, (48,), 1, "tanh"))
+    loss: LossName = "squared-error"
+
+    def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
+        relevant, waves = int(rng.integers(1, 9)), int(rng.integers(1, 17))
+        inputs = rng.normal(size=(self.samples, 16))
+        frequencies = 10.0 ** rng.uniform(-0.6, 0.3) * rng.normal(size=(relevant, waves)) / np.sqrt(relevant)
+        phases = rng.uniform(0, 2 * np.pi, size=waves)
+        exact = np.sin(inputs[:, :relevant] @ frequencies + phases) @ rng.normal(size=(waves, 1))
+        return inputs, standardise(exact) + 10.0 ** rng.uniform(-2, -0.3) * rng.normal(size=exact.shape)
+
+
 class Manifolds(_Generated):
     """Each class lives on its own curved low-dimensional sheet, with noise around it."""
 
@@ -186,6 +210,6 @@ class Valleys(_Generated):
         return factor, 10.0 ** rng.uniform(-1, 0) * rng.normal(size=(self.samples, 14))
 
 
-for _family in (Mixtures(), Teachers(), Manifolds(), Spirals(), Parity(), Modular(), Logistic(), Quadratic(),
-                Valleys()):  # fmt: skip
+for _family in (Mixtures(), Teachers(), Wide(), Functions(), Manifolds(), Spirals(), Parity(), Modular(), Logistic(),
+                Quadratic(), Valleys()):  # fmt: skip
     register_family(_family)

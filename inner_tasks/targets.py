@@ -1,6 +1,7 @@
 """Reads and writes ``targets.json``: the calibrated targets that ship with the package, and their provenance."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ TARGETS_FILE = Path(__file__).with_name("targets.json")
 
 @dataclass
 class StoredTargets:
-    """Calibrations by task name, and for each task that was dropped the reason."""
+    """Calibrations by task name, for each task that was dropped the reason, and where they come from, by search."""
 
     provenance: dict[str, Any] = field(default_factory=dict)
     targets: dict[str, Calibration] = field(default_factory=dict)
@@ -25,17 +26,31 @@ def read_targets() -> StoredTargets:
     if not TARGETS_FILE.exists():
         return StoredTargets()
     content = json.loads(TARGETS_FILE.read_text())
-    targets = {
-        name: Calibration(
-            entry["target"],
-            entry["cost"],
-            tuple((geq, loss) for geq, loss in entry["curve"]),
-            entry.get("winner"),
-            entry.get("easier"),
-        )
-        for name, entry in content["targets"].items()
-    }
+    targets = {name: _restore(entry, content["winners"]) for name, entry in content["targets"].items()}
     return StoredTargets(content["provenance"], targets, content["dropped"])
+
+
+def _restore(entry: dict[str, Any], common: dict[str, Any]) -> Calibration:
+    """``common`` is what all winners share, unless their own say otherwise."""
+    curve = tuple((float(geq), loss) for geq, loss in zip(*entry["curve"], strict=True))
+    winner = {**common, **entry["winner"]} if "winner" in entry else None
+    end = (entry["cost"], entry["target"])
+    return Calibration(
+        entry["target"], entry["cost"], (*curve, end), winner, entry.get("easier"), entry["decisions"], entry["search"]
+    )
+
+
+def _shorten(calibration: Calibration, common: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of ``_restore``; the curve by columns, without its end."""
+    curve = calibration.curve[:-1]
+    own = {k: v for k, v in (calibration.winner or {}).items() if common.get(k, math.nan) != v}
+    entry: dict[str, Any] = {
+        "target": calibration.target, "cost": calibration.cost, "decisions": calibration.decisions,
+        "search": calibration.search, "curve": [[int(geq) for geq, _ in curve], [loss for _, loss in curve]],
+    }  # fmt: skip
+    if calibration.winner is not None:
+        entry["winner"] = own
+    return entry if calibration.easier is None else {**entry, "easier": calibration.easier}
 
 
 @lru_cache(maxsize=1)
@@ -55,20 +70,16 @@ def list_calibrated() -> list[str]:
 
 def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], dropped: dict[str, str]) -> None:
     """Replace the stored targets: one task a line, so that a change reads as one in a diff."""
-    entries = {
-        name: {
-            "target": c.target,
-            "cost": c.cost,
-            "winner": c.winner,
-            "easier": c.easier,
-            "curve": [list(point) for point in c.curve],
-        }
-        for name, c in sorted(targets.items())
-    }
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items())
+    common = dict(next((c.winner for c in targets.values() if c.winner is not None), {}))
+    common = {k: v for k, v in common.items() if all((c.winner or common).get(k) == v for c in targets.values())}
+    lines = ",\n".join(
+        f"    {json.dumps(name)}: {json.dumps(_shorten(c, common))}" for name, c in sorted(targets.items())
+    )
     refused = ",\n".join(f"    {json.dumps(name)}: {json.dumps(why)}" for name, why in sorted(dropped.items()))
-    TARGETS_FILE.write_text(
-        f'{{\n  "provenance": {json.dumps(provenance)},\n'
+    new = TARGETS_FILE.with_suffix(".new")
+    new.write_text(
+        f'{{\n  "provenance": {json.dumps(provenance)},\n  "winners": {json.dumps(common)},\n'
         f'  "targets": {{\n{lines}\n  }},\n  "dropped": {{\n{refused}\n  }}\n}}\n'
     )
+    new.replace(TARGETS_FILE)
     _stored.cache_clear()

@@ -37,7 +37,8 @@ class Calibration:
     ``curve`` holds (geq, loss) pairs, geq rising and loss falling strictly: the median over re-runs of the running
     minimum of the target-split loss, ending at (``cost``, ``target``). It defines E(L) in the reward. ``winner`` is the
     best configuration, as ``envs.episode.calibration.StaticConfiguration`` writes itself, and ``easier`` a second
-    target, what the median configuration ends with; None where they were not kept.
+    target, what the median configuration ends with; None where they were not kept. The search was so many ``decisions``
+    long; ``search`` is its number.
     """
 
     target: float
@@ -45,6 +46,8 @@ class Calibration:
     curve: tuple[tuple[float, float], ...]
     winner: Mapping[str, Any] | None = field(default=None, hash=False)
     easier: float | None = None
+    decisions: int = 40
+    search: int = 1
 
     def __post_init__(self) -> None:
         geq, loss = zip(*self.curve, strict=True) if self.curve else ((), ())

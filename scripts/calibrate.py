@@ -1,6 +1,6 @@
 """Find the target of every task of a suite, and store it with its provenance in inner_tasks/targets.json.
 
-    loopwright calibrate
+    loopwright calibrate --workers 2
     loopwright calibrate --tasks rosenbrock:0 grammar:3 --check
 
 Resumes where it was interrupted: a task that has a target, or was dropped, is left alone unless --again is given.
@@ -8,22 +8,26 @@ Resumes where it was interrupted: a task that has a target, or was dropped, is l
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import lru_cache
+from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from loopwright.envs.episode.calibration import CONFIGURATIONS, DECISIONS, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
+from loopwright.envs.episode.calibration import CONFIGURATIONS, NEWEST, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.inner_tasks.registry import find_family, get_task
-from loopwright.inner_tasks.suites import get_suite, list_suites
-from loopwright.inner_tasks.targets import read_targets, write_targets
-from loopwright.inner_tasks.task import Calibration
+from loopwright.inner_tasks.registry import find_family
+from loopwright.inner_tasks.suites import SEARCHED, get_suite, list_suites
+from loopwright.inner_tasks.targets import StoredTargets, read_targets, write_targets
+from loopwright.inner_tasks.task import Calibration, ShapeKey
 from loopwright.scripts.run import compile_where_possible, run
 
-WRITE_EVERY = 10  # tasks; what an interruption can lose
+AT_ONCE = 5  # tasks that a worker is given, all of one shape; what an interruption can lose
 
 
 @dataclass
@@ -36,8 +40,11 @@ class Config:
     """Also recompute tasks that already have a target."""
     check: bool = False
     """Recompute, store nothing, and fail where a target comes out differently (rounding apart)."""
-    decisions: int = DECISIONS
-    """Length of the search, in decisions."""
+    workers: int = 1
+    """Processes, of one thread each."""
+
+
+Found = tuple[str, Calibration | None, str]  # a task, and its calibration or why there is none
 
 
 def same(one: Calibration | None, other: Calibration | None) -> bool:
@@ -47,10 +54,59 @@ def same(one: Calibration | None, other: Calibration | None) -> bool:
     return one.cost == other.cost and math.isclose(one.target, other.target, rel_tol=1e-3)
 
 
+@lru_cache(maxsize=2)
+def get_calibrator(shape: ShapeKey, example: str, decisions: int, search: int, compile: bool) -> Calibrator:
+    """One for the tasks of a shape, of which ``example`` is one; its lanes and compiled tick are kept."""
+    return Calibrator(make(example), EpisodeSettings(compile=compile), decisions, search)
+
+
+def make(name: str) -> Any:
+    """A task without its stored calibration; not kept in memory."""
+    family, seed = find_family(name)
+    return family.make_task(seed)
+
+
+def calibrate_some(names: Sequence[str], decisions: int, search: int, compile: bool) -> list[Found]:
+    """What a worker does with tasks of one shape, in one thread."""
+    torch.set_num_threads(1)
+    family, seed = find_family(names[0])
+    calibrator = get_calibrator(family.draw_shape(seed), names[0], decisions, search, compile)
+    return [(name, *calibrator.calibrate(make(name))) for name in names]
+
+
+def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tuple[list[str], int, int]]:
+    """Tasks that a worker takes together, how long the search is, and which; those of one shape after each other."""
+    lengths = {name: n for suite in list_suites().values() for name, n in suite.candidates().items()}
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name in names:
+        family, seed = find_family(name)
+        before = stored.targets.get(name)
+        search = before.search if check and before else NEWEST
+        decisions = before.decisions if check and before else lengths.get(name, SEARCHED)
+        alike.setdefault((family.draw_shape(seed), decisions, search), []).append(name)
+    return [
+        (members[at : at + AT_ONCE], decisions, search)
+        for (_, decisions, search), members in alike.items()
+        for at in range(0, len(members), AT_ONCE)
+    ]
+
+
+def calibrate_all(parts: Sequence[tuple[list[str], int, int]], workers: int) -> Iterator[list[Found]]:
+    """What becomes of each part, as it is found."""
+    compile = compile_where_possible()
+    if workers == 1:
+        for part in parts:
+            yield calibrate_some(*part, compile)
+        return
+    work = (delayed(calibrate_some)(*part, compile) for part in parts)
+    yield from Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(work)
+
+
 def main(config: Config) -> int:
+    if config.workers < 1:
+        raise LoopwrightError(f"workers must be 1 or more, got {config.workers}")
     chosen = list_suites().values() if config.suite == "all" else [get_suite(config.suite)]
     names = list(config.tasks) or list(dict.fromkeys(name for suite in chosen for name in suite.candidates()))
-    settings = EpisodeSettings(compile=compile_where_possible())
     stored = read_targets()
     known = {*stored.targets, *stored.dropped}
     if config.check:
@@ -59,40 +115,19 @@ def main(config: Config) -> int:
             raise LoopwrightError(f"no target stored for {', '.join(sorted(set(config.tasks) - known))}")
     else:
         todo = [name for name in names if config.again or name not in known]
-    provenance = {
-        "search": f"{CONFIGURATIONS} Sobol static configurations, {RERUNS} re-runs of the best",
-        "seeds": {"search": SEARCH_SEED, "rerun": RERUN_SEED},
-        "decisions": config.decisions,
-        "settings": {key: value for key, value in settings.as_json().items() if key not in ("compile", "device")},
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
-    # One shape after the other: each needs a compiled tick, and lanes, which are then let go.
-    shapes: dict[object, list[str]] = {}
-    for name in todo:
-        family, seed = find_family(name)
-        shapes.setdefault(family.draw_shape(seed), []).append(name)
     different = []
     with tqdm(total=len(todo), desc="calibrate", unit="task") as bar:
-        for members in shapes.values():
-            calibrator = Calibrator(get_task(members[0]), settings, config.decisions)
-            for name in members:
+        for found in calibrate_all(divide(todo, stored, config.check), config.workers):
+            bar.update(len(found))
+            for name, calibration, why in found:
                 bar.set_postfix_str(name)
-                calibration, why = calibrator.calibrate(get_task(name))
-                bar.update()
-                if config.check:
-                    before = stored.targets.get(name)
-                    if not same(before, calibration):
-                        different.append(f"{name}: stored {before or stored.dropped[name]}, found {calibration or why}")
-                    continue
-                stored.targets.pop(name, None)
-                stored.dropped.pop(name, None)
-                if calibration is None:
-                    stored.dropped[name] = why
-                else:
-                    stored.targets[name] = calibration
-                if bar.n % WRITE_EVERY == 0 or bar.n == len(todo):
-                    write_targets(provenance, stored.targets, stored.dropped)
+                before = stored.targets.get(name)
+                if config.check and not same(before, calibration):
+                    different.append(f"{name}: stored {before or stored.dropped[name]}, found {calibration or why}")
+                elif not config.check:
+                    keep(stored, name, calibration, why)
+            if not config.check:
+                write_targets({**stored.provenance, str(NEWEST): describe_search()}, stored.targets, stored.dropped)
     if config.check:
         print("\n".join(different) or f"{len(todo)} tasks came out the same")
         return 1 if different else 0
@@ -100,6 +135,28 @@ def main(config: Config) -> int:
     for name, why in stored.dropped.items():
         print(f"  dropped {name}: {why}")
     return 0
+
+
+def keep(stored: StoredTargets, name: str, calibration: Calibration | None, why: str) -> None:
+    """Put what was found in the place of what was stored of a task."""
+    stored.targets.pop(name, None)
+    stored.dropped.pop(name, None)
+    if calibration is None:
+        stored.dropped[name] = why
+    else:
+        stored.targets[name] = calibration
+
+
+def describe_search() -> dict[str, Any]:
+    """Where the targets of the newest search come from."""
+    settings = replace(EpisodeSettings(), compile=False).as_json()
+    return {
+        "search": f"{CONFIGURATIONS} Sobol static configurations, {RERUNS} re-runs of the best",
+        "seeds": {"search": SEARCH_SEED, "rerun": RERUN_SEED},
+        "settings": {key: value for key, value in settings.items() if key not in ("compile", "device")},
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
 
 
 if __name__ == "__main__":

@@ -96,13 +96,17 @@ import loopwright
 from gymnasium.utils.env_checker import check_env
 env = loopwright.TrainingLoopEnv(tasks=["breast-cancer:1"], settings=loopwright.EpisodeSettings(budget_factor=0.4))
 check_env(env)
-assert "plan_second_momentum" in loopwright.OBSERVATION_NAMES
-assert "| `second_momentum` | 1 - beta2" in loopwright.TrainingLoopEnv.__doc__
-before = env.reset(seed=0)[1]["plan"]["second_momentum"]
+assert "plan_nudge" in loopwright.OBSERVATION_NAMES
+assert "| `nudge` | the learning rate, finely" in loopwright.TrainingLoopEnv.__doc__
+before = env.reset(seed=0)[1]["plan"]["learning_rate"]
+names = [knob.name for knob in env.knobs.knobs]
 action = [knob.still for knob in env.knobs.knobs]
-action[[knob.name for knob in env.knobs.knobs].index("second_momentum")] = 0
-after = env.step(action)[4]["plan"]["second_momentum"]
-assert abs(before - 0.999) < 1e-6 and abs(after - 0.998) < 1e-5, (before, after)
+action[names.index("nudge")] = 2
+after = env.step(action)[4]["plan"]["learning_rate"]
+assert abs(after / before - 1.05) < 1e-5, (before, after)
+action[names.index("lr")] += 1  # both knobs move the same field
+last = env.step(action)[4]["plan"]["learning_rate"]
+assert abs(last / after - 1.05 * 1.2) < 1e-5, (after, last)
 """
 
 

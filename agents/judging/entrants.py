@@ -14,7 +14,7 @@ from loopwright.agents.controllers.simple import scale_rate
 from loopwright.agents.controllers.tuned import DEFAULT_ADAMW, make_default_adamw, read_tuned, restore_controller
 from loopwright.agents.judging.evaluation import ORACLE
 from loopwright.agents.judging.runner import Job
-from loopwright.envs.episode.calibration import DECISIONS, StaticConfiguration
+from loopwright.envs.episode.calibration import StaticConfiguration
 from loopwright.envs.loop.controller import Controller, Described, View
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.envs.loop.plan import LoopPlan
@@ -112,7 +112,8 @@ def make_oracle(task: Task) -> Controller:
             f"task {task.name}: the configuration that set its target was not kept; run: "
             f"loopwright calibrate --again --tasks {task.name}"
         )
-    return Static(StaticConfiguration.from_json(winner), DECISIONS, ORACLE)
+    assert task.calibration is not None
+    return Static(StaticConfiguration.from_json(winner), task.calibration.decisions, ORACLE)
 
 
 def expand_competitors(competitors: str | Sequence[str]) -> list[str]:

@@ -21,11 +21,18 @@ from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import UncalibratedTaskError
 from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks.losses import compute_guessing_loss
+from loopwright.inner_tasks.suites import SEARCHED
 from loopwright.inner_tasks.task import Calibration, Task
 
 CONFIGURATIONS = 64
-DECISIONS = 40  # length of the search
 RERUNS = 20
+# The searches there have been: what they drew second momentum from, and AdamW's learning rates between (log10).
+SEARCHES: dict[int, tuple[tuple[float, ...], tuple[float, float]]] = {
+    1: ((0.999,), (-3.5, -1.3)),
+    2: ((0.9, 0.95, 0.99, 0.999), (-3.5, -1.0)),
+}
+NEWEST = max(SEARCHES)
+CURVE_POINTS = 24  # of a stored curve, at most
 SEARCH_SEED, RERUN_SEED = 7_000_000, 8_000_000  # apart from each other and from every seed a run is judged on
 HORIZONS = (0.25, 0.5, 0.75, 1.0)
 WARM_UPS = (0.0, 0.1)
@@ -62,17 +69,21 @@ class StaticConfiguration:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (at - ramp) / (end - ramp))))
 
 
-def list_configurations() -> list[StaticConfiguration]:
-    """The quasi-random (Sobol) configurations, the same for every task."""
-    points = qmc.Sobol(6, rng=np.random.default_rng(0)).random(CONFIGURATIONS)
+def list_configurations(search: int = NEWEST) -> list[StaticConfiguration]:
+    """The quasi-random (Sobol) configurations of a search, the same for every task."""
+    second_momenta, adam_rates = SEARCHES[search]
+    drawn = 7 if len(second_momenta) > 1 else 6
+    points = qmc.Sobol(drawn, rng=np.random.default_rng(0)).random(CONFIGURATIONS)
     found = []
-    for kind, rate, momentum, decay, warm_up, horizon in points.tolist():
+    for kind, rate, momentum, decay, warm_up, horizon, *others in points.tolist():
+        second = others[0] if others else 0.0
         adam = kind < 0.6
-        low, high = (-3.5, -1.3) if adam else (-1.5, 0.8)
+        low, high = adam_rates if adam else (-1.5, 0.8)
         plan = LoopPlan(
             optimizer="adamw" if adam else "sgd",
             learning_rate=10.0 ** (low + (high - low) * rate),
             momentum=1 - 10.0 ** (-0.3 - 1.4 * momentum),
+            second_momentum=second_momenta[int(second * len(second_momenta))],
             weight_decay=0.0 if decay < 0.5 else 10.0 ** (-4 + 6 * (decay - 0.5)),
         )
         found.append(
@@ -87,15 +98,20 @@ class Calibrator:
     Args:
         template: any task of the shape.
         settings: the settings the targets will be used with.
+        search: its number in ``SEARCHES``.
+
+    Attributes:
         decisions: length of the search in decisions.
     """
 
-    def __init__(self, template: Task, settings: EpisodeSettings, decisions: int = DECISIONS) -> None:
-        self.settings, self.decisions = settings, decisions
+    def __init__(
+        self, template: Task, settings: EpisodeSettings, decisions: int = SEARCHED, search: int = NEWEST
+    ) -> None:
+        self.settings, self.decisions, self.search_number = settings, decisions, search
         self.lanes = Lanes(
             template, CONFIGURATIONS, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
         )
-        self.space = list_configurations()
+        self.space = list_configurations(search)
 
     def train(self, task: Task, configurations: list[StaticConfiguration], first_seed: int) -> torch.Tensor:
         """Target-split losses ``[CONFIGURATIONS, decisions]``, each lane with a seed of its own."""
@@ -143,7 +159,10 @@ class Calibrator:
         if len(points) < 2:
             return None, "flat: the best static configuration makes no progress before its target"
         described = f"{winner.plan} warm_up={winner.warm_up} horizon={winner.horizon}"
-        return Calibration(target, cost, tuple(points), winner.as_json(), max(easier, target)), described
+        calibration = Calibration(
+            target, cost, tuple(points), winner.as_json(), max(easier, target), self.decisions, self.search_number
+        )
+        return calibration, described
 
     @staticmethod
     def _curve(losses: torch.Tensor, target: float, cost: float, per_decision: int) -> list[tuple[float, float]]:
@@ -153,6 +172,9 @@ class Calibrator:
             geq = float(decision * per_decision)
             if geq < cost and loss > target and (not points or loss < points[-1][1]):
                 points.append((geq, loss))
+        if len(points) >= CURVE_POINTS:
+            kept = np.unique(np.linspace(0, len(points) - 1, CURVE_POINTS - 1).round().astype(int))
+            points = [points[at] for at in kept]
         return [*points, (cost, target)]
 
 

@@ -33,23 +33,18 @@ def view_matrix(shape: Sequence[int]) -> tuple[int, int] | None:
 def balance(matrices: torch.Tensor) -> torch.Tensor:
     """Matrices ``[..., m, n]`` with rows and columns scaled, in turn, to a root mean square of 1 (Scetbon et al. 2025).
 
-    By scaling vectors: a round is two products of the squared matrix and a vector. A row or column of zeros stays zero.
+    By scaling vectors: a round is two products of the squared matrix and a vector. A row or column of zeros, whose
+    scale is huge but finite, stays zero. Entries below 1e-15 or so count as zeros.
     """
-    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True)
-    scaled = matrices / torch.where(largest > 0, largest, 1.0)
-    square = scaled * scaled
+    square = matrices * matrices
     across = square.transpose(-2, -1)
     m, n = matrices.shape[-2:]
-    columns = square.new_ones(*square.shape[:-2], n, 1)
-    for _ in range(BALANCINGS):
-        rows = _invert(square @ columns, n)  # the squares of the scaling vectors
-        columns = _invert(across @ rows, m)
-    balanced: torch.Tensor = scaled * rows.sqrt() * columns.sqrt().transpose(-2, -1)
-    return balanced
-
-
-def _invert(sums: torch.Tensor, count: int) -> torch.Tensor:
-    return torch.where(sums > 0, count / sums.clamp(min=LEAST), 0.0)
+    rows = (square.mean(-1, keepdim=True) + LEAST).reciprocal_()  # the squares of the scaling vectors
+    columns = (across @ rows).div_(m).add_(LEAST).reciprocal_()
+    for _ in range(BALANCINGS - 1):
+        rows = (square @ columns).div_(n).add_(LEAST).reciprocal_()
+        columns = (across @ rows).div_(m).add_(LEAST).reciprocal_()
+    return (matrices * rows.sqrt_()) * columns.sqrt_().transpose(-2, -1)
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
