@@ -1,6 +1,6 @@
 """The vector environment as a Stable-Baselines3 ``VecEnv``: the same batch of runs, without a process per run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,17 @@ class SB3VecEnv(VecEnv):
 
     The info of an episode's last step has, besides its task, outcome, cost, budget, loss and metric, the entry
     ``episode`` that Stable-Baselines3 logs: its return "r" and its length "l" in decisions.
+
+    Args:
+        envs: what is wrapped.
+        hidden: positions in the observation of features that are always 0.
     """
 
-    def __init__(self, envs: TrainingLoopVectorEnv) -> None:
+    def __init__(self, envs: TrainingLoopVectorEnv, hidden: Sequence[int] = ()) -> None:
         if envs.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise LoopwrightError(f"Stable-Baselines3 needs autoreset_mode SAME_STEP, got {envs.autoreset_mode.name}")
+        self._shown = np.ones(envs.single_observation_space.shape or (), dtype=np.float32)
+        self._shown[list(hidden)] = 0.0
         self.envs = envs  # before super().__init__, which asks for render_mode
         self._actions: npt.NDArray[Any] = np.empty(0)
         self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
@@ -33,7 +39,7 @@ class SB3VecEnv(VecEnv):
         observations, _ = self.envs.reset(seed=self._seeds if any(s is not None for s in self._seeds) else None)
         self._reset_seeds()
         self._returns[:], self._lengths[:] = 0.0, 0
-        return observations
+        return observations * self._shown
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -47,11 +53,16 @@ class SB3VecEnv(VecEnv):
         self._returns += rewards
         self._lengths += 1
         for i in np.flatnonzero(done):
-            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["terminal_observation"] = info["final_obs"][i] * self._shown
             infos[i] |= {key: info["final_info"][key][i] for key in ENDED}
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
         self._returns[done], self._lengths[done] = 0.0, 0
-        return observations, rewards.astype(np.float32), done, infos  # fresh: SB3 adds to the rewards in place
+        return (
+            observations * self._shown,
+            rewards.astype(np.float32),
+            done,
+            infos,
+        )  # fresh: SB3 adds to the rewards in place
 
     def close(self) -> None:
         self.envs.close()

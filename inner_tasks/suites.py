@@ -62,10 +62,9 @@ VECTORS = ("mixtures", "teachers", "manifolds", "digits-mlp")
 SMALL = ("spirals", "parity", "modular", "logistic")
 OTHERS = ("functions", "quadratic", "rosenbrock", "coordinates", "breast-cancer", "diabetes")
 SEQUENCES = ("signals", "digits-conv", "recall", "grammar")
-DEAR = ("grammar-transformer", "wide")
 TRAINED = {
     **dict.fromkeys(VECTORS, 170), **dict.fromkeys(SMALL, 100), **dict.fromkeys(OTHERS, 70),
-    **dict.fromkeys(SEQUENCES, 36), **dict.fromkeys(DEAR, 24),
+    **dict.fromkeys(SEQUENCES, 32), "grammar-transformer": 16, "wide": 8,
 }  # fmt: skip
 LONG, LONGER = 160, 480  # decisions that the targets of some draws are searched over: real runs are long
 UNSEEN = (

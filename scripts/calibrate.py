@@ -18,6 +18,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.calibration import CONFIGURATIONS, NEWEST, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
@@ -75,7 +76,7 @@ def calibrate_some(names: Sequence[str], decisions: int, search: int, compile: b
 
 
 def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tuple[list[str], int, int]]:
-    """Tasks that a worker takes together, how long the search is, and which; those of one shape after each other."""
+    """Tasks that a worker takes together, how long the search is, and which; the cheapest first, shape by shape."""
     lengths = {name: n for suite in list_suites().values() for name, n in suite.candidates().items()}
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
@@ -84,9 +85,10 @@ def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tup
         search = before.search if check and before else NEWEST
         decisions = before.decisions if check and before else lengths.get(name, SEARCHED)
         alike.setdefault((family.draw_shape(seed), decisions, search), []).append(name)
+    cheapest_first = sorted(alike.items(), key=lambda item: measure_cost(item[0][0][0]).flops * item[0][1])
     return [
         (members[at : at + AT_ONCE], decisions, search)
-        for (_, decisions, search), members in alike.items()
+        for (_, decisions, search), members in cheapest_first
         for at in range(0, len(members), AT_ONCE)
     ]
 

@@ -1,10 +1,12 @@
 """Tune the competitors on the training suite, and store the winners with their provenance in tuned.json.
 
-Every competitor's quasi-random configurations run on the same tasks with the same seeds.
+Every competitor's quasi-random configurations run on the same tasks with the same seeds, under each price list, by
+successive halving.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
-from loopwright.agents.controllers.tuned import TUNED_FILE, describe_controller, read_tuned
+from loopwright.agents.controllers.tuned import TUNED_FILE, TUNED_LISTS, describe_controller, restore_controller
 from loopwright.agents.judging.results import RunRecord
-from loopwright.agents.judging.tuning import TUNING_SEEDS, tune_competitor
+from loopwright.agents.judging.tuning import TUNING_SEEDS, find_edges, plan_rounds, tune_competitor
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.scripts.run import compile_where_possible, run
@@ -25,10 +28,14 @@ from loopwright.scripts.run import compile_where_possible, run
 class Config:
     kinds: tuple[str, ...] = tuple(COMPETITORS)
     """Competitors to tune; the stored winners of the others stay."""
+    prices: tuple[str, ...] = TUNED_LISTS
+    """Price lists to tune them under."""
     configurations: int = 0
     """Configurations tried of each; 0 takes the number that stands with the competitor."""
     tasks: int = 24
     """Tasks of the training suite they are tried on."""
+    missing: bool = False
+    """Leave alone what was tuned already: to go on where an interruption was."""
 
 
 class Counted:
@@ -41,27 +48,53 @@ class Counted:
         self.bar.update()
 
 
+def read_lists() -> dict[str, dict[str, Any]]:
+    """All that is stored, by price list and competitor."""
+    found: dict[str, dict[str, Any]] = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
+    return found
+
+
+def list_fixed(tried: Sequence[Any]) -> list[str]:
+    """The fields of the plan that all candidates share: what was not searched."""
+    plans = [controller.start.as_json() for controller in tried]
+    return [f"{name} {value}" for name, value in plans[0].items() if all(plan[name] == value for plan in plans)]
+
+
 def main(config: Config) -> None:
+    for prices in config.prices:
+        if prices not in TUNED_LISTS:
+            raise LoopwrightError(f"prices must be among {', '.join(TUNED_LISTS)}; got {prices}")
     names = get_suite("train").tasks()[: config.tasks]
-    settings = EpisodeSettings(compile=compile_where_possible())
-    for name in config.kinds:
+    for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)
-        tried = list(competitor.candidates(config.configurations or competitor.configurations))
-        with tqdm(total=len(tried) * len(names) * len(TUNING_SEEDS), desc=name, unit="run") as bar:
-            winner, cost, decisions = tune_competitor(tried, get_tasks(names), settings, on_run=Counted(bar))
-        found = read_tuned() if TUNED_FILE.exists() else {}
-        found[name] = {
+        if config.missing and name in read_lists().get(prices, {}):
+            continue
+        settings = EpisodeSettings(compile=compile_where_possible(), prices=prices)
+        constant = read_lists().get(prices, {}).get("constant")
+        best = restore_controller("constant", constant["settings"]).start if constant else None
+        tried = list(competitor.candidates(config.configurations or competitor.configurations, best))
+        tasks = get_tasks(names)
+        runs = sum(own.runs for own in plan_rounds(len(tried), tasks))
+        with tqdm(total=runs, desc=f"{name}, {prices}", unit="run") as bar:
+            winner, share, decisions = tune_competitor(tried, tasks, settings, on_run=Counted(bar))
+        lists = read_lists()
+        lists.setdefault(prices, {})[name] = {
             "settings": describe_controller(winner),
-            "geometric_budget_share": round(cost, 4),
+            "geometric_budget_share": round(share, 4),
             "decisions": decisions,
             "configurations": len(tried),
             "tasks": len(names),
             "seeds": TUNING_SEEDS,
             "date": date.today().isoformat(),
         }
-        print(f"{name}: {cost:.3f} of the budget, {winner}", flush=True)
-        ordered = {name: found[name] for name in COMPETITORS if name in found}
-        TUNED_FILE.write_text(json.dumps({"competitors": ordered}, indent=1) + "\n")
+        print(f"{name}, {prices}: {share:.3f} of the budget, {winner}", flush=True)
+        print(f"  held fixed: {', '.join(list_fixed(tried))}", flush=True)
+        for setting, value, low, high in find_edges(winner, tried):
+            print(f"  at the edge: {setting} {value:g} of {low:g} to {high:g}; widen its range", flush=True)
+        ordered = {
+            own: {n: lists[own][n] for n in COMPETITORS if n in lists[own]} for own in TUNED_LISTS if own in lists
+        }
+        TUNED_FILE.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
 if __name__ == "__main__":

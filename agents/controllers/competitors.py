@@ -24,6 +24,9 @@ def pick_at(at: float, *values: float) -> float:
     return values[min(int(at * len(values)), len(values) - 1)]
 
 
+SECOND_MOMENTA = (0.8, 0.9, 0.95, 0.99, 0.999)
+
+
 def power_at(at: float, low: float, high: float) -> float:
     """10 to the power that lies at ``at`` between the two, to five digits."""
     return float(f"{10 ** (low + (high - low) * at):.5g}")
@@ -41,30 +44,37 @@ class PlanPoint(NamedTuple):
     finer_rate: float
     finer: float
     weight_decay: float
+    second_momentum: float
+
+
+# Half of the plans are AdamW's; what the rules share one learning rate for has one range.
+RULES = ("adamw", "adamw", "adamw", "adamw", "sinkgd", "sinkgd", "muon", "sgd")
+RATES = {"sgd": (-1.5, 0.9), "adamw": (-3.2, -0.8), "sinkgd": (-3.2, -0.8), "muon": (-3.2, -0.8)}  # log10
 
 
 def make_plan(at: PlanPoint) -> LoopPlan:
-    """Every field of the plan that an ordinary training script sets."""
-    adam = at.optimizer < 0.75
+    """Every field of the plan that an ordinary training script sets, and all four update rules."""
+    rule = RULES[min(int(at.optimizer * len(RULES)), len(RULES) - 1)]
     return LoopPlan(
-        optimizer="adamw" if adam else "sgd",
-        learning_rate=power_at(at.learning_rate, -3.0, -1.3) if adam else power_at(at.learning_rate, -1.5, 0.6),
-        momentum=pick_at(at.momentum, 0.5, 0.8, 0.9, 0.95),
+        optimizer=rule,
+        learning_rate=power_at(at.learning_rate, *RATES[rule]),
+        momentum=pick_at(at.momentum, 0.0, 0.5, 0.8, 0.9, 0.95),
+        second_momentum=pick_at(at.second_momentum, *SECOND_MOMENTA),
         clip=pick_at(at.clip, math.inf, math.inf, 1.0),
         batch=int(pick_at(at.batch, 1, 2, 4)),
-        average=pick_at(at.average, 0.0, 32.0, 128.0),
+        average=pick_at(at.average, 0.0, 8.0, 32.0, 128.0),
         weight_decay=pick_at(at.weight_decay, 0.0, 0.01, 0.1, 0.5),
     )
 
 
 def make_plain_plan(at: PlanPoint) -> LoopPlan:
     """AdamW without clipping and averaging."""
-    rate = power_at(at.finer_rate, -3.0, -1.3)
+    rate = power_at(at.finer_rate, *RATES["adamw"])
     return replace(make_plan(at), optimizer="adamw", learning_rate=rate, clip=math.inf, average=0.0)
 
 
 def make_averaged_plan(at: PlanPoint) -> LoopPlan:
-    return replace(make_plain_plan(at), average=pick_at(at.finer, 16.0, 32.0, 64.0, 128.0))
+    return replace(make_plain_plan(at), average=pick_at(at.finer, 8.0, 16.0, 32.0, 64.0, 128.0))
 
 
 def make_clipped_plan(at: PlanPoint) -> LoopPlan:
@@ -73,13 +83,13 @@ def make_clipped_plan(at: PlanPoint) -> LoopPlan:
 
 def make_evaluated_plan(at: PlanPoint) -> LoopPlan:
     """What of a plan an optimizer of another library leaves open."""
-    return LoopPlan(batch=int(pick_at(at.batch, 1, 2, 4)), average=pick_at(at.average, 0.0, 32.0, 128.0))
+    return LoopPlan(batch=int(pick_at(at.batch, 1, 2, 4)), average=pick_at(at.average, 0.0, 8.0, 32.0, 128.0))
 
 
 class Coordinates:
     """A point of another unit cube, read coordinate by coordinate, for what is not in the plan."""
 
-    DIMENSIONS = 5
+    DIMENSIONS = 6
 
     def __init__(self, coordinates: list[float]) -> None:
         self._left = iter(coordinates)
@@ -96,7 +106,11 @@ def _horizon(point: Coordinates) -> float:
 
 
 def _momentum(point: Coordinates) -> float:
-    return point.pick(0.5, 0.8, 0.9, 0.95)
+    return point.pick(0.0, 0.5, 0.8, 0.9, 0.95)
+
+
+def _second(point: Coordinates) -> float:
+    return point.pick(*SECOND_MOMENTA)
 
 
 def _decay(point: Coordinates) -> float:
@@ -124,19 +138,20 @@ class Competitor:
     settings: Callable[[Coordinates], dict[str, Any]] = lambda point: {}
     plan: Callable[[PlanPoint], LoopPlan] = make_plan
     near: bool = False
-    configurations: int = 64
+    configurations: int = 128
 
-    def candidates(self, count: int) -> Iterator[Controller]:
-        """``count`` quasi-random controllers."""
+    def candidates(self, count: int, best: LoopPlan | None = None) -> Iterator[Controller]:
+        """``count`` quasi-random controllers; ``best`` is the best constant's plan, for one that starts ``near`` it."""
         from scipy.stats import qmc  # slow to load, and only to search
 
         plans = qmc.Sobol(len(PlanPoint._fields), rng=np.random.default_rng(1)).random(count).tolist()
         others = qmc.Sobol(Coordinates.DIMENSIONS, rng=np.random.default_rng(2)).random(count).tolist()
-        best = get_starting_plan("tuned") if self.near else None
+        if self.near and best is None:
+            best = get_starting_plan("tuned")
         for number, (coordinates, own) in enumerate(zip(plans, others, strict=True)):
             at = PlanPoint(*coordinates)
             plan = self.plan(at)
-            if best is not None and number % 2:
+            if self.near and best is not None and number % 2:
                 plan = replace(best, learning_rate=best.learning_rate * power_at(at.finer_rate, -0.5, 1.0))
             yield self.controller(plan, name=self.name, **self.settings(Coordinates(own)))
 
@@ -146,7 +161,7 @@ def _add_optimizer(
 ) -> Competitor:
     return Competitor(
         name, group, Optimized, lambda point: {"kind": kind, "settings": settings(point)},
-        **{"plan": make_evaluated_plan, "configurations": 16, **options},
+        **{"plan": make_evaluated_plan, **options},
     )  # fmt: skip
 
 
@@ -160,7 +175,7 @@ def _add_schedule(name: str, kind: str, settings: Callable[[Coordinates], dict[s
 COMPETITORS = {
     competitor.name: competitor
     for competitor in (
-        Competitor("constant", "fixed default", Constant, configurations=128),
+        Competitor("constant", "fixed default", Constant),
         Competitor("AdamW", "fixed default", Constant, plan=make_plain_plan),
         Competitor("averaged AdamW", "fixed default", Constant, plan=make_averaged_plan),
         Competitor("clipped AdamW", "fixed default", Constant, plan=make_clipped_plan),
@@ -176,39 +191,48 @@ COMPETITORS = {
         ),
         _add_optimizer(
             "NAdamW cosine", "fixed default", "nadamw-cosine",
-            lambda p: {"lr": p.power(-2.8, -1.3), "momentum": _momentum(p), "weight_decay": _decay(p),
-                       "horizon": _horizon(p)},
-            configurations=32,
+            lambda p: {"lr": p.power(-3.0, -0.8), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "horizon": _horizon(p), "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "Schedule-Free AdamW", "self-tuning", "schedule-free",
-            lambda p: {"lr": p.power(-2.8, -1.0), "momentum": p.pick(0.8, 0.9, 0.95), "weight_decay": _decay(p),
-                       "warm_up": p.pick(0.0, 0.02, 0.05)},
+            lambda p: {"lr": p.power(-3.0, -0.6), "momentum": p.pick(0.8, 0.9, 0.95), "weight_decay": _decay(p),
+                       "warm_up": p.pick(0.0, 0.02, 0.05), "second_momentum": _second(p)},
             plan=lambda at: replace(make_evaluated_plan(at), average=0.0),
         ),
         _add_optimizer(
             "Prodigy", "self-tuning", "prodigy",
-            lambda p: {"scale": p.power(-0.7, 0.7), "momentum": _momentum(p), "weight_decay": _decay(p),
-                       "first": p.power(-6.0, -3.0)},
+            lambda p: {"scale": p.power(-1.0, 1.0), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "first": p.power(-6.0, -2.0), "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "D-Adaptation", "self-tuning", "d-adaptation",
-            lambda p: {"scale": p.power(-0.7, 0.5), "momentum": _momentum(p), "weight_decay": _decay(p),
-                       "first": p.power(-6.0, -3.0)},
+            lambda p: {"scale": p.power(-1.0, 1.0), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "first": p.power(-6.0, -2.0), "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "Ali-G", "self-tuning", "ali-g",
-            lambda p: {"max_lr": p.power(-2.0, 0.5), "momentum": p.pick(0.0, 0.5, 0.9)},
+            lambda p: {"max_lr": p.power(-2.5, 1.0), "momentum": p.pick(0.0, 0.5, 0.9)},
+        ),
+        _add_optimizer(
+            "PILOT", "self-tuning", "pilot",
+            lambda p: {"lr": p.power(-3.2, -0.8), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "Muon", "strong optimizer", "muon",
-            lambda p: {"lr": p.power(-2.5, -0.7), "adamw_lr": p.power(-2.8, -1.3), "momentum": p.pick(0.5, 0.8, 0.95),
-                       "weight_decay": _decay(p)},
+            lambda p: {"lr": p.power(-2.8, -0.3), "adamw_lr": p.power(-3.0, -1.0), "momentum": _momentum(p),
+                       "weight_decay": _decay(p), "second_momentum": _second(p)},
+        ),
+        _add_optimizer(
+            "NorMuon", "strong optimizer", "normuon",
+            lambda p: {"lr": p.power(-3.2, -0.8), "adamw_lr": p.power(-3.0, -1.0), "momentum": _momentum(p),
+                       "weight_decay": _decay(p), "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "SOAP", "strong optimizer", "soap",
-            lambda p: {"lr": p.power(-2.8, -1.3), "momentum": _momentum(p), "weight_decay": _decay(p),
-                       "every": p.pick(5, 10)},
+            lambda p: {"lr": p.power(-3.0, -1.0), "momentum": _momentum(p), "weight_decay": _decay(p),
+                       "every": p.pick(5, 10), "second_momentum": _second(p)},
         ),
     )
 }  # fmt: skip

@@ -21,45 +21,73 @@ def make_adamw(parameters: Parameters, updates: int, lr: float, momentum: float,
 
 
 def make_nadamw_cosine(
-    parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, horizon: float
+    parameters: Parameters,
+    updates: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    horizon: float,
+    second_momentum: float = 0.999,
 ) -> LibraryUpdate:
     """Dozat 2016, with decoupled decay; the cosine ends after the share ``horizon`` of all updates."""
-    betas = (momentum, 0.999)
+    betas = (momentum, second_momentum)
     optimizer = NAdam(parameters, lr, betas=betas, weight_decay=weight_decay, decoupled_weight_decay=True)
     return LibraryUpdate((optimizer,), (make_cosine(optimizer, max(1, round(horizon * updates))),))
 
 
 def make_schedule_free(
-    parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, warm_up: float
+    parameters: Parameters,
+    updates: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    warm_up: float,
+    second_momentum: float = 0.999,
 ) -> LibraryUpdate:
     """Defazio et al. 2024. It averages on its own account."""
     library = import_extra("pytorch_optimizer", "competitors")
     optimizer = library.ScheduleFreeAdamW(
-        parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, warmup_steps=round(warm_up * updates)
+        parameters,
+        lr,
+        betas=(momentum, second_momentum),
+        weight_decay=weight_decay,
+        warmup_steps=round(warm_up * updates),
     )
     optimizer.train()
     return LibraryUpdate((optimizer,))
 
 
 def make_prodigy(
-    parameters: Parameters, updates: int, scale: float, momentum: float, weight_decay: float, first: float
+    parameters: Parameters,
+    updates: int,
+    scale: float,
+    momentum: float,
+    weight_decay: float,
+    first: float,
+    second_momentum: float = 0.999,
 ) -> LibraryUpdate:
     """Mishchenko & Defazio 2024; ``scale`` is its d_coef, ``first`` its d0."""
     library = import_extra("pytorch_optimizer", "competitors")
     optimizer = library.Prodigy(
-        parameters, betas=(momentum, 0.999), d0=first, d_coef=scale, weight_decay=weight_decay, bias_correction=True,
-        safeguard_warmup=True,
+        parameters, betas=(momentum, second_momentum), d0=first, d_coef=scale, weight_decay=weight_decay,
+        bias_correction=True, safeguard_warmup=True,
     )  # fmt: skip
     return LibraryUpdate((optimizer,))
 
 
 def make_d_adaptation(
-    parameters: Parameters, updates: int, scale: float, momentum: float, weight_decay: float, first: float
+    parameters: Parameters,
+    updates: int,
+    scale: float,
+    momentum: float,
+    weight_decay: float,
+    first: float,
+    second_momentum: float = 0.999,
 ) -> LibraryUpdate:
     """DAdaptAdam, Defazio & Mishchenko 2023; ``scale`` is its learning rate, ``first`` its d0."""
     library = import_extra("pytorch_optimizer", "competitors")
     optimizer = library.DAdaptAdam(
-        parameters, scale, betas=(momentum, 0.999), d0=first, weight_decay=weight_decay, weight_decouple=True
+        parameters, scale, betas=(momentum, second_momentum), d0=first, weight_decay=weight_decay, weight_decouple=True
     )
     return LibraryUpdate((optimizer,))
 
@@ -71,26 +99,79 @@ def make_ali_g(parameters: Parameters, updates: int, max_lr: float, momentum: fl
 
 
 def make_muon(
-    parameters: Parameters, updates: int, lr: float, adamw_lr: float, momentum: float, weight_decay: float
+    parameters: Parameters,
+    updates: int,
+    lr: float,
+    adamw_lr: float,
+    momentum: float,
+    weight_decay: float,
+    second_momentum: float = 0.999,
 ) -> LibraryUpdate:
     """Jordan et al. 2024 for the matrices, AdamW for the rest."""
-    matrices = [p for p in parameters if p.dim() == 2]
-    others = [p for p in parameters if p.dim() != 2]
+    matrices, others = divide_by_kind(parameters)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(Muon(matrices, lr, weight_decay=weight_decay, momentum=momentum))
     if others:
-        optimizers.append(AdamW(others, adamw_lr, weight_decay=weight_decay))
+        betas = (0.9, second_momentum)
+        optimizers.append(AdamW(others, adamw_lr, betas=betas, weight_decay=weight_decay, fused=True))
     return LibraryUpdate(tuple(optimizers))
 
 
+def divide_by_kind(parameters: Parameters) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The matrices, and all else."""
+    return [p for p in parameters if p.dim() == 2], [p for p in parameters if p.dim() != 2]
+
+
+def make_normuon(
+    parameters: Parameters,
+    updates: int,
+    lr: float,
+    adamw_lr: float,
+    momentum: float,
+    weight_decay: float,
+    second_momentum: float,
+) -> LibraryUpdate:
+    """Li et al. 2025: Muon with rows brought to equal size, AdamW for what is not a matrix."""
+    library = import_extra("pytorch_optimizer", "competitors")
+    matrices, others = divide_by_kind(parameters)
+    groups: list[dict[str, Any]] = []
+    if matrices:
+        groups.append({"params": matrices, "lr": lr, "weight_decay": weight_decay, "use_muon": True})
+    if others:
+        betas = (0.9, second_momentum)
+        groups.append(
+            {"params": others, "lr": adamw_lr, "betas": betas, "weight_decay": weight_decay, "use_muon": False}
+        )
+    optimizer = library.NorMuon(groups, momentum=momentum, beta2=second_momentum, update_scale="match_rms")
+    return LibraryUpdate((optimizer,))
+
+
+def make_pilot(
+    parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, second_momentum: float
+) -> LibraryUpdate:
+    """PILOT, 2026: Adam whose averages and steps follow a policy that it learns as it goes."""
+    library = import_extra("pilot", "competitors")
+    return LibraryUpdate((library.PILOT(parameters, lr, betas=(momentum, second_momentum), weight_decay=weight_decay),))
+
+
 def make_soap(
-    parameters: Parameters, updates: int, lr: float, momentum: float, weight_decay: float, every: float
+    parameters: Parameters,
+    updates: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    every: float,
+    second_momentum: float = 0.99,
 ) -> LibraryUpdate:
     """Vyas et al. 2024; the basis is renewed ``every`` so many updates."""
     library = import_extra("pytorch_optimizer", "competitors")
     optimizer = library.SOAP(
-        parameters, lr, betas=(momentum, 0.99), weight_decay=weight_decay, precondition_frequency=int(every)
+        parameters,
+        lr,
+        betas=(momentum, second_momentum),
+        weight_decay=weight_decay,
+        precondition_frequency=int(every),
     )
     return LibraryUpdate((optimizer,))
 
@@ -103,11 +184,13 @@ LIBRARY_OPTIMIZERS: dict[str, Callable[..., LibraryUpdate]] = {
     "d-adaptation": make_d_adaptation,
     "ali-g": make_ali_g,
     "muon": make_muon,
+    "normuon": make_normuon,
     "soap": make_soap,
+    "pilot": make_pilot,
 }
 
 
-BY_MATRIX = ("muon", "soap")  # the others do not care which parameters belong together
+BY_MATRIX = ("muon", "normuon", "soap")  # the others do not care which parameters belong together
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from loopwright.envs.loop.plan import LoopPlan
 
 TUNED_FILE = Path(__file__).with_name("tuned.json")
 DEFAULT_ADAMW = "default AdamW"
+TUNED_LISTS = ("gradients", "measured")  # the price lists under which competitors are tuned
 CONTROLLER_TYPES: dict[str, Callable[..., Controller]] = {
     kind.__name__: kind for kind in (Constant, Scheduled, ReduceOnPlateau, Optimized)
 }
@@ -35,12 +36,14 @@ def restore_controller(name: str, description: dict[str, Any]) -> Controller:
     return CONTROLLER_TYPES[own.pop("type")](LoopPlan.from_json(own.pop("start")), name=name, **own)
 
 
-def read_tuned() -> dict[str, dict[str, Any]]:
-    """What ``loopwright tune`` found, by the competitor's name, in the order of ``COMPETITORS``."""
+def read_tuned(prices: str = TUNED_LISTS[0]) -> dict[str, dict[str, Any]]:
+    """What ``loopwright tune`` found under a price list, by the competitor's name, in the order of ``COMPETITORS``."""
     if not TUNED_FILE.exists():
         raise LoopwrightError(f"{TUNED_FILE.name} is missing; run: loopwright tune")
-    entries: dict[str, dict[str, Any]] = json.loads(TUNED_FILE.read_text())["competitors"]
-    return entries
+    lists: dict[str, dict[str, dict[str, Any]]] = json.loads(TUNED_FILE.read_text())
+    if prices not in lists:
+        raise UnknownNameError("price list that competitors were tuned under", prices, list(lists))
+    return lists[prices]
 
 
 def make_default_adamw() -> Controller:
@@ -48,9 +51,9 @@ def make_default_adamw() -> Controller:
     return Constant(replace(LoopPlan(), weight_decay=0.01), name=DEFAULT_ADAMW)
 
 
-def load_competitors(names: list[str] | None = None) -> list[Controller]:
-    """PyTorch's default AdamW and the stored winners, or those of the ``names`` only."""
-    entries = read_tuned()
+def load_competitors(names: list[str] | None = None, prices: str = TUNED_LISTS[0]) -> list[Controller]:
+    """PyTorch's default AdamW and the stored winners under a price list, or those of the ``names`` only."""
+    entries = read_tuned(prices)
     for name in names or []:
         if name not in entries:
             raise UnknownNameError("tuned competitor", name, list(entries))
@@ -58,19 +61,21 @@ def load_competitors(names: list[str] | None = None) -> list[Controller]:
     return [make_default_adamw(), *(restore_controller(name, entries[name]["settings"]) for name in chosen)]
 
 
-def find_best_single(names: Collection[str]) -> str:
-    """Of these methods, the competitor that did best where all were tuned, on the training suite.
+def find_best_single(names: Collection[str], prices: str = TUNED_LISTS[0]) -> str:
+    """Of these methods, the competitor that did best where all were tuned, on the training suite under that list.
 
     ``DEFAULT_ADAMW`` where none of them was tuned.
     """
-    shares = {name: float(entry["geometric_budget_share"]) for name, entry in read_tuned().items() if name in names}
+    shares = {
+        name: float(entry["geometric_budget_share"]) for name, entry in read_tuned(prices).items() if name in names
+    }
     return min(shares, key=shares.__getitem__, default=DEFAULT_ADAMW)
 
 
 def get_starting_plan(name: str) -> LoopPlan:
-    """The plan to start from: "tuned" is the stored best constant, "default" PyTorch's own AdamW settings."""
+    """The plan to start from: "tuned" is the best constant where updates cost time, "default" PyTorch's own AdamW."""
     if name == "default":
         return LoopPlan()
     if name == "tuned":
-        return restore_controller("constant", read_tuned()["constant"]["settings"]).start
+        return restore_controller("constant", read_tuned(TUNED_LISTS[-1])["constant"]["settings"]).start
     raise UnknownNameError("starting plan", name, ["tuned", "default"])

@@ -11,7 +11,13 @@ import torch
 from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import scale_rate
-from loopwright.agents.controllers.tuned import DEFAULT_ADAMW, make_default_adamw, read_tuned, restore_controller
+from loopwright.agents.controllers.tuned import (
+    DEFAULT_ADAMW,
+    TUNED_LISTS,
+    make_default_adamw,
+    read_tuned,
+    restore_controller,
+)
 from loopwright.agents.judging.evaluation import ORACLE
 from loopwright.agents.judging.runner import Job
 from loopwright.envs.episode.calibration import StaticConfiguration
@@ -124,9 +130,12 @@ def expand_competitors(competitors: str | Sequence[str]) -> list[str]:
     return [find_competitor(name).name for name in names]
 
 
-def list_rivals(names: Sequence[str]) -> list[Entrant]:
-    """PyTorch's default AdamW and the tuned competitors. Raises ``LoopwrightError`` for one that was not tuned yet."""
-    entries = read_tuned()
+def list_rivals(names: Sequence[str], prices: str = TUNED_LISTS[0]) -> list[Entrant]:
+    """PyTorch's default AdamW and the competitors as tuned under a price list.
+
+    Raises ``LoopwrightError`` for one that was not tuned yet.
+    """
+    entries = read_tuned(prices)
     missing = [name for name in names if name not in entries]
     if missing:
         raise LoopwrightError(f"not tuned yet: {', '.join(missing)}; run: loopwright tune")

@@ -76,12 +76,16 @@ def judge(
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
     run_seeds = [FIRST_SEED + number for number in range(seeds)]
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
-    field = [*contestants, *list_rivals(names), *(_list_extras(controllers[0]) if everything else ())]
+    field = [
+        *contestants,
+        *list_rivals(names, settings.price_list.name),
+        *(_list_extras(controllers[0]) if everything else ()),
+    ]
     judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
     header = {"suites": members, "seeds": run_seeds, "settings": judged}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
-    rival, timings = find_best_single(names), TimingsFile(folder / TIMINGS)
+    rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
     contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
     try:
         with limit_threads(1):

@@ -1,5 +1,6 @@
 """TrainingConfig: what a training is made of, and what works where nothing is said."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.extras import import_extra
+from loopwright.envs.loop.observation import OBSERVATION_NAMES
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
@@ -47,6 +49,8 @@ class TrainingConfig:
     """What updates cost: "gradients" (nothing), "measured", or "drawn" for every episode, for the policy to read."""
     withheld: float = 0.1
     """Chance with which each source is withheld from the policy: control split, target, budget, size, prices."""
+    hidden: tuple[str, ...] = ()
+    """Features that the policy never sees, by name or, with a "*" at the end, by how the name begins; for ablations."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000
@@ -65,12 +69,25 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
         get_starting_plan(self.start)  # raises for an unknown name
+        find_hidden(self.hidden)
         if self.algorithm in BOX_ONLY and self.action == "discrete":
             raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
 
     @property
     def action_kind(self) -> str:
         return self.action or ("box" if self.algorithm in BOX_ONLY else "discrete")
+
+
+def find_hidden(patterns: Sequence[str]) -> list[int]:
+    """The positions in an observation of the features that are hidden. Raises ``UnknownNameError`` where none is."""
+    found: set[int] = set()
+    for pattern in patterns:
+        stem, any_end = pattern.removesuffix("*"), pattern.endswith("*")
+        own = [i for i, name in enumerate(OBSERVATION_NAMES) if name == stem or (any_end and name.startswith(stem))]
+        if not own:
+            raise UnknownNameError("feature", pattern, list(OBSERVATION_NAMES))
+        found.update(own)
+    return sorted(found)
 
 
 def find_algorithm(name: str) -> type[BaseAlgorithm]:

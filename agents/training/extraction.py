@@ -1,5 +1,6 @@
 """Takes the policy out of a trained Stable-Baselines3 model: only what it can reproduce, and that is proved."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,18 @@ from loopwright.envs.loop.plan import LoopPlan
 PROOFS = 256  # random observations on which a policy is compared with the model that it was taken from
 
 
-def extract_policy(model: Any, knobs: KnobSet, start: LoopPlan, training: dict[str, Any] | None = None) -> Policy:
+def extract_policy(
+    model: Any,
+    knobs: KnobSet,
+    start: LoopPlan,
+    training: dict[str, Any] | None = None,
+    hidden: Sequence[int] = (),
+) -> Policy:
     """The policy of a trained Stable-Baselines3 model, and its environment's knobs and starting plan.
 
-    ``training`` is provenance to keep with it. Raises ``LoopwrightError`` for a policy that is no plain MLP on the
-    observation itself, or that acts otherwise than the network alone on random observations.
+    ``training`` is provenance to keep with it. To features that were ``hidden`` in training it gives no weight. Raises
+    ``LoopwrightError`` for a policy that is no plain MLP on the observation itself, or that acts otherwise than the
+    network alone on random observations.
     """
     if model.get_vec_normalize_env() is not None:
         raise LoopwrightError("cannot take the policy of a model with VecNormalize: its statistics would be lost")
@@ -33,9 +41,12 @@ def extract_policy(model: Any, knobs: KnobSet, start: LoopPlan, training: dict[s
             )
     layers, squashed = _find_actor(model.policy)
     network = _copy(layers)
+    first: Any = network[0]
+    with torch.no_grad():
+        first.weight[:, list(hidden)] = 0.0
     provenance = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), **(training or {})}
     policy = Policy(network, knobs, start, squashed, provenance)
-    _prove(policy, model)
+    _prove(policy, model, hidden)
     return policy
 
 
@@ -73,13 +84,15 @@ def _copy(layers: list[nn.Module]) -> nn.Sequential:
     return network
 
 
-def _prove(policy: Policy, model: Any) -> None:
-    """Raise ``LoopwrightError`` unless the policy acts as the model does."""
+def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
+    """Raise ``LoopwrightError`` unless the policy acts as the model does, to which something is hidden."""
     shape, features = model.observation_space.shape, policy.network[0].in_features
     if shape != (features,):
         raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
     seen = np.random.default_rng(0).normal(0, 2, (PROOFS, *shape)).clip(-LIMIT, LIMIT).astype(np.float32)
-    expected, _ = model.predict(seen, deterministic=True)
+    shown = seen.copy()
+    shown[:, list(hidden)] = 0.0
+    expected, _ = model.predict(shown, deterministic=True)
     found = policy.act(torch.from_numpy(seen)).numpy()
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):
         raise LoopwrightError(

@@ -17,7 +17,7 @@ from loopwright.agents.controllers.bundle import save_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
-from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, get_default_options
+from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -65,10 +65,11 @@ def train(
     callback.checkpoint()
     made = {name: value for name, value in settings.as_json().items() if name not in ("compile", "device")}
     trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,
-               "fields_spread": config.fields_spread, "withheld": config.withheld,
+               "fields_spread": config.fields_spread, "withheld": config.withheld, "hidden": list(config.hidden),
                "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
     knobs = KnobSet(config.knobs, config.action_kind)
-    policy = extract_policy(model, knobs, get_starting_plan(config.start), trained)
+    hidden = find_hidden(config.hidden)
+    policy = extract_policy(model, knobs, get_starting_plan(config.start), trained, hidden)
     save_policy(policy, folder / "policy.safetensors")
     return policy
 
@@ -94,7 +95,8 @@ def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
             config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
             plan=get_starting_plan(config.start), spread=Spread(config.rate_spread, config.fields_spread),
             withheld=config.withheld, settings=settings, autoreset_mode="SameStep",
-        )
+        ),
+        find_hidden(config.hidden),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.runner import Job, run_controller, run_jobs
 from loopwright.agents.judging.statistics import average_share
 from loopwright.agents.judging.tuning import TUNING_SEEDS, tune_competitor
-from loopwright.envs.episode.calibration import DECISIONS, StaticConfiguration, list_configurations
+from loopwright.envs.episode.calibration import StaticConfiguration, list_configurations
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
@@ -33,6 +33,7 @@ from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks import Task, get_task
+from loopwright.inner_tasks.suites import SEARCHED
 
 SHORT = EpisodeSettings(budget_factor=0.5)
 
@@ -119,9 +120,9 @@ def test_the_oracle_does_not_depend_on_the_order_of_the_search(monkeypatch: pyte
 
 def test_a_static_configuration_follows_its_cosine() -> None:
     configuration = list_configurations()[3]
-    static = Static(configuration, DECISIONS)
+    static = Static(configuration, SEARCHED)
     for decision in (0, 7, 39):
-        expected = configuration.plan.learning_rate * configuration.rate_factor(decision, DECISIONS)
+        expected = configuration.plan.learning_rate * configuration.rate_factor(decision, SEARCHED)
         assert rate(static, view(0, decisions=decision)) == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 

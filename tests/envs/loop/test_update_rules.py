@@ -24,7 +24,7 @@ def test_balancing_brings_rows_and_columns_to_equal_size(shape: tuple[int, int])
     stretched = draw(*shape) * 10 ** draw(shape[0], 1, seed=1) * 10 ** draw(1, shape[1], seed=2)
     square = balance(stretched).square()
     torch.testing.assert_close(square.mean(0), torch.ones_like(square[0]), rtol=1e-6, atol=0)
-    torch.testing.assert_close(square.mean(1), torch.ones_like(square[:, 0]), rtol=0.3, atol=0)
+    torch.testing.assert_close(square.mean(1), torch.ones_like(square[:, 0]), rtol=0.5, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
