@@ -37,11 +37,21 @@ class Group(NamedTuple):
     tasks: list[str | Task]
 
 
+def share_out(total: int, weights: Sequence[int]) -> list[int]:
+    """``total`` in whole shares as nearly proportional to ``weights`` as may be, each 1 or more."""
+    counts = [1] * len(weights)
+    for _ in range(total - len(weights)):
+        # The one that has least for its weight (Webster's method).
+        at = max(range(len(weights)), key=lambda i: weights[i] / (counts[i] + 0.5))
+        counts[at] += 1
+    return counts
+
+
 class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], npt.NDArray[Any]]):
     """Many training loops at once, trained in one batch per task shape; see ``TrainingLoopEnv`` for the rest.
 
-    The environments are divided evenly over the shapes among the tasks: environment i keeps its shape for good, and
-    draws from the tasks of that shape.
+    The environments are divided over the shapes among the tasks, by how many tasks have each: environment i keeps its
+    shape for good, and draws from the tasks of that shape.
 
     Args:
         num_envs: at least one per task shape.
@@ -102,7 +112,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         return self.sampler.plan
 
     def _divide(self, settings: EpisodeSettings, ledgers: Path | str | None) -> list[Group]:
-        """The environments over the shapes of the tasks, as evenly as may be."""
+        """The environments over the shapes of the tasks, in proportion to the tasks, but one each at least."""
         shapes = self.sampler.by_shape()
         if self.num_envs < len(shapes):
             raise LoopwrightError(
@@ -110,9 +120,9 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
                 f"tasks of fewer shapes, or suite='demo'"
             )
         groups, start = [], 0
-        share, rest = divmod(self.num_envs, len(shapes))
-        for number, members in enumerate(shapes.values()):
-            stop = start + share + (number < rest)
+        counts = share_out(self.num_envs, [len(members) for members in shapes.values()])
+        for count, members in zip(counts, shapes.values(), strict=True):
+            stop = start + count
             batch = make_batch(draw_task(members[0]), stop - start, settings, self.knobs, ledgers)
             groups.append(Group(slice(start, stop), batch, members))
             start = stop

@@ -41,6 +41,12 @@ class Config:
     """Paired seeds per task."""
     competitors: tuple[str, ...] = ("all",)
     """"all", with searches, oracle and ablations; "basic"; or names of competitors."""
+    prices: str = "gradients"
+    """What updates cost: "gradients" (nothing) or "measured"."""
+    searches: bool = True
+    """Run the searches with a tuning budget as well."""
+    rate_spread: float = 0.0
+    """The untuned track: all start from 10^U(-spread, spread) times the learning rate they were tuned to."""
     lanes: int = 64
     """Inner runs side by side."""
     workers: int = 1
@@ -58,30 +64,34 @@ def evaluate(
     *,
     seeds: int,
     competitors: str | Sequence[str],
+    prices: str = "gradients",
+    searches: bool = True,
+    rate_spread: float = 0.0,
     lanes: int = 64,
     ledgers: bool = False,
     workers: int = 1,
     show: bool = True,
 ) -> Evaluation:
     """``judge`` with progress bars."""
+    counts = count_runs(
+        len(bundles), count_tasks(suites), seeds, competitors, searches=searches, rate_spread=rate_spread
+    )
     with ExitStack() as stack:
         bars = {
             name: stack.enter_context(tqdm(total=total, desc=name, unit="run", disable=not show, position=position))
-            for position, (name, total) in enumerate(
-                count_runs(len(bundles), count_tasks(suites), seeds, competitors).items()
-            )
+            for position, (name, total) in enumerate(counts.items())
         }
 
         def progress(part: str, done: int) -> None:
             bars[part].set_postfix_str("", refresh=False)
             bars[part].update(done)
 
-        settings = EpisodeSettings(compile=compile_where_possible())
+        settings = EpisodeSettings(compile=compile_where_possible(), prices=prices)
         if settings.compile:  # half a minute passes before the first run ends
             bars["runs"].set_postfix_str("compiling the loop of the first tasks; each kind of task has its own")
         return judge(
             bundles, suites, folder, seeds=seeds, competitors=competitors, lanes=lanes, settings=settings,
-            ledgers=ledgers, workers=workers, progress=progress,
+            searches=searches, rate_spread=rate_spread, ledgers=ledgers, workers=workers, progress=progress,
         )  # fmt: skip
 
 
@@ -100,8 +110,9 @@ def main(config: Config) -> None:
     bundles = [load_policy(path) for path in config.bundles]
     competitors = config.competitors[0] if len(config.competitors) == 1 else config.competitors
     evaluation = evaluate(
-        bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, lanes=config.lanes,
-        ledgers=config.ledgers, workers=config.workers, show=not config.json,
+        bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, prices=config.prices,
+        searches=config.searches, rate_spread=config.rate_spread, lanes=config.lanes, ledgers=config.ledgers,
+        workers=config.workers, show=not config.json,
     )  # fmt: skip
     show_evaluation(evaluation, config.folder, provenance(bundles), config.json)
 

@@ -38,6 +38,7 @@ class Contest:
     settings: EpisodeSettings
     workers: int
     progress: Progress
+    rate_spread: float = 0.0
 
     def run_side_by_side(self, logged: Sequence[Entrant]) -> None:
         """Every method's runs, with an audit log of those of the ``logged``."""
@@ -79,12 +80,12 @@ class Contest:
         self.progress("replays", len(self.results.done & {job.key for job in jobs}))
         self._run(jobs, "replays")
 
-    def time(self, timings: TimingsFile) -> None:
-        """What a geq of every method costs in seconds, task by task."""
+    def time(self, timings: TimingsFile, searches: Sequence[str] = ()) -> None:
+        """What a geq of every method costs in seconds, task by task; the ``searches`` as one of their trials."""
         records = self.results.records
         traced = {(r.method, r.task): r for r in records if r.training == 0 and r.seed == self.seeds[0] and r.trace}
         replayed = any(r.method == OPEN_LOOP for r in records)
-        names = {entrant.name for entrant in self.field} | ({OPEN_LOOP, *list_searches()} if replayed else set())
+        names = {entrant.name for entrant in self.field} | ({OPEN_LOOP, *searches} if replayed else set())
         for task in self.tasks:
             if names <= timings.methods(task.name):
                 self.progress("timings", 1)
@@ -95,17 +96,17 @@ class Contest:
                 timed.append((entrant.trainings[0](task), plans))
                 if entrant.name == AGENT and replayed:
                     timed.append((OpenLoop(tuple(plans), OPEN_LOOP), plans))
-            if replayed:
+            if searches:
                 # A trial of a search is a run under a schedule, whatever its settings.
                 plans = [LoopPlan()] * len(timed[0][1])
-                timed += [(Scheduled(LoopPlan(), "cosine", name=name), plans) for name in list_searches()]
+                timed += [(Scheduled(LoopPlan(), "cosine", name=name), plans) for name in searches]
             timings.replace(task.name, time_methods(timed, task, self.settings, self.seeds[0]))
             self.progress("timings", 1)
 
     def _jobs(self, entrant: Entrant) -> list[Job]:
         """Its runs; of the agent all are traced, to be replayed, of its rival some, to be drawn, of others one."""
         traced = {self.field[0].name: len(self.seeds), self.rival: DRAWN_RUNS}.get(entrant.name, 1)
-        return entrant.jobs(self.tasks, self.seeds, traced)
+        return entrant.jobs(self.tasks, self.seeds, traced, self.rate_spread)
 
     def _run(self, jobs: Sequence[Job], part: str, ledgers: Path | None = None) -> None:
         def keep(record: RunRecord) -> None:

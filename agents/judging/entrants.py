@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
+from loopwright.agents.controllers.optimizers import Optimized
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import scale_rate
 from loopwright.agents.controllers.tuned import (
@@ -27,6 +29,8 @@ from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks.task import Task
 
 AGENT = "agent"
+SELF_TUNING = ("schedule-free", "prodigy", "d-adaptation", "ali-g", "pilot")  # kinds that need no learning rate
+RATE_SETTINGS = ("lr", "adamw_lr")
 BASIC = ("constant", "warm-up cosine", "plateau")  # what ``competitors`` may be, besides "all" and a list of names
 
 
@@ -38,15 +42,41 @@ class Entrant:
     group: str
     trainings: tuple[Callable[[Task], Controller], ...]
 
-    def jobs(self, tasks: Iterable[Task], seeds: Sequence[int], traced: int) -> list[Job]:
-        """All its runs; of the first training and so many seeds with their traces."""
+    def jobs(self, tasks: Iterable[Task], seeds: Sequence[int], traced: int, rate_spread: float = 0.0) -> list[Job]:
+        """All its runs; of the first training and so many seeds with their traces.
+
+        With a ``rate_spread`` every run starts from another learning rate (``find_factor``).
+        """
+        spread = [find_factor(seed, rate_spread) for seed in seeds]
         return [
-            Job(controller, task, seed, training, training == 0 and position < traced)
+            Job(scale_start(controller, factor), task, seed, training, training == 0 and position < traced)
             for task in tasks
             for training, make in enumerate(self.trainings)
             for controller in [make(task)]
-            for position, seed in enumerate(seeds)
+            for position, (seed, factor) in enumerate(zip(seeds, spread, strict=True))
         ]
+
+
+def find_factor(seed: int, rate_spread: float) -> float:
+    """10^U(-spread, spread): what the learning rates of all methods are multiplied by in the runs of one seed."""
+    return 1.0 if rate_spread == 0 else float(10 ** np.random.default_rng(seed).uniform(-rate_spread, rate_spread))
+
+
+def scale_start(controller: Controller, factor: float) -> Controller:
+    """The controller with ``factor`` times the learning rate it was tuned to; what needs none is left as it is."""
+    own: Any = controller
+    if factor == 1.0 or isinstance(controller, Static):
+        return controller
+    if isinstance(controller, Optimized):
+        if controller.kind in SELF_TUNING:
+            return controller
+        scaled = {
+            name: value * factor if name in RATE_SETTINGS else value for name, value in controller.settings.items()
+        }
+        return replace(controller, settings=scaled)
+    start = replace(own.start, learning_rate=own.start.learning_rate * factor)
+    changed: Controller = replace(own, start=start)
+    return changed
 
 
 def group_trainings(controllers: Sequence[Controller]) -> list[Entrant]:

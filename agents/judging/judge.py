@@ -45,6 +45,8 @@ def judge(
     competitors: str | Sequence[str] = "all",
     lanes: int = 64,
     settings: EpisodeSettings | None = None,
+    searches: bool = True,
+    rate_spread: float = 0.0,
     ledgers: bool = False,
     workers: int = 1,
     progress: Progress = lambda part, done: None,
@@ -60,6 +62,9 @@ def judge(
         competitors: "all", with searches, oracle and ablations; "basic"; or names.
         lanes: inner runs side by side.
         settings: of the episodes.
+        searches: whether "all" has the searches with a tuning budget too, which take as long as the rest.
+        rate_spread: the *untuned* track: in the runs of each seed all methods that need a learning rate start from
+            10^U(-spread, spread) times the one they were tuned to, and nobody searches; 0 is the *tuned* track.
         ledgers: keep an audit log of every run of the agents, in ``folder``/ledgers.
         workers: processes to divide the shapes of tasks among, each with one thread; one is this process.
         progress: called with the name of a part and how many of its runs are done beyond the last call.
@@ -71,7 +76,9 @@ def judge(
     for what, count in (("seeds", seeds), ("lanes", lanes), ("workers", workers)):
         if count < 1:
             raise LoopwrightError(f"{what} must be 1 or more, got {count}")
-    settings, everything = settings or EpisodeSettings(), competitors == "all"
+    if not 0 <= rate_spread <= 2:
+        raise LoopwrightError(f"rate_spread must lie in [0, 2], orders of magnitude; got {rate_spread}")
+    settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
     run_seeds = [FIRST_SEED + number for number in range(seeds)]
@@ -82,21 +89,22 @@ def judge(
         *(_list_extras(controllers[0]) if everything else ()),
     ]
     judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
-    header = {"suites": members, "seeds": run_seeds, "settings": judged}
+    header = {"suites": members, "seeds": run_seeds, "settings": judged, "rate_spread": rate_spread}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
     rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
-    contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress)
+    contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
     try:
         with limit_threads(1):
             contest.run_side_by_side(contestants if ledgers else ())
             if everything:
-                contest.run_searches()
+                if searches:
+                    contest.run_searches()
                 contest.run_replays()
     finally:
         results.close()
-    contest.time(timings)
-    return _evaluate(contest, controllers, members, timings.timings)
+    contest.time(timings, list_searches() if everything and searches else [])
+    return _evaluate(contest, controllers, members, timings.timings, searches)
 
 
 def _list_extras(first: Controller) -> list[Entrant]:
@@ -111,11 +119,12 @@ def _evaluate(
     controllers: Sequence[Controller],
     members: dict[str, tuple[str, ...]],
     timings: Sequence[Timing],
+    searches: bool,
 ) -> Evaluation:
     """What there is to say about the contest, of the agent's trainings among the ``controllers``."""
     methods = [Method(entrant.name, entrant.group) for entrant in contest.field]
     if any(method.name == ORACLE for method in methods):
-        methods += [Method(name, TUNING) for name in list_searches()] + [Method(OPEN_LOOP, "ablation")]
+        methods += [Method(name, TUNING) for name in list_searches() if searches] + [Method(OPEN_LOOP, "ablation")]
     judged = [c for c in controllers if describe_method(c) == describe_method(controllers[0])]
     meta = [count_training_flops(controller, contest.settings) for controller in judged]
     return Evaluation(
@@ -146,15 +155,23 @@ def _pick(records: Sequence[RunRecord], methods: Sequence[Method], trainings: in
     return [r for r in records if r.method in names and (r.method != AGENT or r.training < trainings)]
 
 
-def count_runs(policies: int, tasks: int, seeds: int, competitors: str | Sequence[str]) -> dict[str, int]:
+def count_runs(
+    policies: int,
+    tasks: int,
+    seeds: int,
+    competitors: str | Sequence[str],
+    *,
+    searches: bool = True,
+    rate_spread: float = 0.0,
+) -> dict[str, int]:
     """How many runs each part of an evaluation has, for a progress bar."""
     names = expand_competitors(competitors)
     runs = tasks * seeds
-    if competitors != "all":
+    if competitors != "all" or rate_spread:
         return {"runs": (policies + 1 + len(names)) * runs, "timings": tasks}
     return {
         "runs": (policies + 1 + len(names) + 2) * runs,
-        "searches": len(list_searches()) * runs,
+        **({"searches": len(list_searches()) * runs} if searches else {}),
         "replays": runs,
         "timings": tasks,
     }

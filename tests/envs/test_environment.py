@@ -13,17 +13,20 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import loopwright
+from loopwright.envs.loop.context import INFORMATION
 from loopwright.envs.loop.errors import DataError, InvalidActionError, LoopwrightError, UncalibratedTaskError
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.observation import FEATURES, OBSERVATION_NAMES
 from loopwright.envs.loop.plan import ROW, LoopPlan
-from loopwright.envs.sampling import Spread
+from loopwright.envs.sampling import DRAWN_FIELDS, SGD_FACTOR, Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv
-from loopwright.envs.vector import TrainingLoopVectorEnv
+from loopwright.envs.vector import TrainingLoopVectorEnv, share_out
 from loopwright.inner_tasks import get_task
 
 QUICK = {"tasks": ["breast-cancer:1"], "settings": loopwright.EpisodeSettings(budget_factor=0.4)}
@@ -207,6 +210,47 @@ def test_episodes_start_from_learning_rates_spread_as_asked() -> None:
     assert float(batch.plans[ROW["learning_rate"], 0]) == pytest.approx(rates[3])
     with pytest.raises(LoopwrightError, match=r"rate of a spread must lie in \[0, 2\].*got -1"):
         Spread(rate=-1)
+
+
+def test_episodes_start_from_all_kinds_of_plans() -> None:
+    plan = LoopPlan(learning_rate=1e-3)
+    rng = np.random.default_rng(0)
+    drawn = [Spread(rate=1.0, fields=0.5).draw(rng, plan) for _ in range(300)]
+    for name, values in DRAWN_FIELDS.items():
+        found = [getattr(own, name) for own in drawn]
+        assert set(found) == {*values, getattr(plan, name)}
+        assert 0.3 < np.mean([value == getattr(plan, name) for value in found]) < 0.8
+    for own in drawn:
+        factor = own.learning_rate / (plan.learning_rate * (SGD_FACTOR if own.optimizer == "sgd" else 1))
+        assert 0.099 < factor < 10.1
+    back = Spread(fields=1.0).draw(rng, LoopPlan(optimizer="sgd", learning_rate=0.3))
+    assert back.learning_rate == pytest.approx(0.3 if back.optimizer == "sgd" else 0.01)
+    assert Spread().draw(rng, plan) == plan
+    with pytest.raises(LoopwrightError, match=r"fields of a spread must be a chance, in \[0, 1\]; got 2"):
+        Spread(fields=2)
+
+
+def test_information_is_withheld_as_often_as_asked() -> None:
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], withheld=0.5)
+    flags = [OBSERVATION_NAMES.index(f"{name}_given") for name in INFORMATION]
+    given = np.array([env.reset(seed=seed)[0][flags] for seed in range(60)])
+    assert ((given.mean(axis=0) > 0.25) & (given.mean(axis=0) < 0.75)).all()
+    assert len({tuple(row) for row in given.tolist()}) > 10
+    whole = TrainingLoopEnv(tasks=["breast-cancer:1"])
+    assert whole.reset(seed=0)[0][flags].all()
+    with pytest.raises(LoopwrightError, match=r"withheld must be a chance, in \[0, 1\]; got 1.5"):
+        TrainingLoopEnv(withheld=1.5)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(0, 100))
+def test_environments_are_shared_out_by_the_number_of_tasks(weights: list[int], more: int) -> None:
+    total = len(weights) + more
+    counts = share_out(total, weights)
+    assert sum(counts) == total
+    assert min(counts) >= 1
+    for count, weight in zip(counts, weights, strict=True):
+        exact = total * weight / sum(weights)
+        assert count == 1 or count < exact + 1
 
 
 def test_tasks_are_drawn_when_they_are_needed() -> None:

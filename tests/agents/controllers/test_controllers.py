@@ -24,7 +24,7 @@ from loopwright.agents.judging.entrants import Static, make_oracle
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.runner import Job, run_controller, run_jobs
 from loopwright.agents.judging.statistics import average_share
-from loopwright.agents.judging.tuning import TUNING_SEEDS, tune_competitor
+from loopwright.agents.judging.tuning import TUNING_SEEDS, find_edges, plan_rounds, tune_competitor
 from loopwright.envs.episode.calibration import StaticConfiguration, list_configurations
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller, View
@@ -177,13 +177,31 @@ def test_jobs_that_are_done_are_left_out(small_task: Task) -> None:
     assert [r.cost for r in rest] == [whole[0].cost, whole[2].cost]
 
 
-def test_tuning_finds_the_cheapest_candidate(small_task: Task) -> None:
-    tried = list(COMPETITORS["constant"].candidates(4))
-    costs = [average_share(run_controller(c, [small_task], TUNING_SEEDS, SHORT)) for c in tried]
-    winner, cost, decisions = tune_competitor(tried, [small_task], SHORT)
-    assert cost == pytest.approx(min(costs), rel=1e-3)
-    assert winner == tried[costs.index(min(costs))]
+def test_tuning_halves_the_candidates_and_keeps_the_cheapest(small_task: Task) -> None:
+    tried = [Constant(LoopPlan(learning_rate=10 ** (-5 + 0.2 * i), batch=1)) for i in range(16)]
+    ran: list[RunRecord] = []
+    winner, share, decisions = tune_competitor(tried, [small_task], SHORT, on_run=ran.append)
+    assert [own.runs for own in plan_rounds(16, [small_task])] == [16, 4, 1]
+    assert len(ran) == 21
+    alone = [average_share(run_controller(c, [small_task], TUNING_SEEDS[:1], SHORT)) for c in tried]
+    assert winner == tried[alone.index(min(alone))]
+    assert share == pytest.approx(average_share(run_controller(winner, [small_task], TUNING_SEEDS, SHORT)), rel=1e-3)
     assert decisions > 0
+
+
+def test_a_winner_at_the_edge_of_its_range_is_found_out() -> None:
+    tried = list(COMPETITORS["Muon"].candidates(64)) + list(COMPETITORS["constant"].candidates(64))
+    muons, constants = tried[:64], tried[64:]
+    by_rate = sorted(muons, key=lambda own: own.settings["lr"])  # type: ignore[attr-defined]
+    assert [name for name, *_ in find_edges(by_rate[0], muons)][:1] == ["lr"]
+    assert "lr" not in [name for name, *_ in find_edges(by_rate[32], muons)]
+    adamw = sorted(
+        (own for own in constants if own.start.optimizer == "adamw"), key=lambda own: own.start.learning_rate
+    )
+    ((name, value, low, high),) = find_edges(adamw[-1], constants)
+    assert (name, value, high) == ("learning_rate", adamw[-1].start.learning_rate, adamw[-1].start.learning_rate)
+    assert low == adamw[0].start.learning_rate
+    assert find_edges(adamw[len(adamw) // 2], constants) == []
 
 
 def test_an_open_loop_follows_its_plans_and_then_the_last(small_task: Task) -> None:

@@ -16,7 +16,7 @@ from loopwright.agents.controllers.simple import Constant, OpenLoop
 from loopwright.agents.controllers.tuned import find_best_single, get_starting_plan, load_competitors
 from loopwright.agents.judging import entrants
 from loopwright.agents.judging.contest import Contest
-from loopwright.agents.judging.entrants import AGENT, group_trainings
+from loopwright.agents.judging.entrants import AGENT, find_factor, group_trainings, scale_start
 from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.judging.judge import RANDOM_POLICY, RESULTS, count_runs, judge
 from loopwright.agents.judging.report import write_report
@@ -35,7 +35,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.observer import Observer
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks import Task, get_task
-from loopwright.inner_tasks.suites import _SUITES, Suite
+from loopwright.inner_tasks.suites import _SUITES, Draws, Suite
 from loopwright.inner_tasks.task import Split
 from loopwright.scripts.compare import compare
 
@@ -54,7 +54,7 @@ def bundle(seed: int, knobs: str = "all") -> Policy:
 @pytest.fixture(scope="module")
 def tiny_suite() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(_SUITES, TINY, Suite(TINY, {"breast-cancer": 1}, 100_000, "one small task"))
+        patch.setitem(_SUITES, TINY, Suite(TINY, (Draws({"breast-cancer": 1}, 100_000),), "one small task"))
         yield
 
 
@@ -239,6 +239,29 @@ def test_what_is_observed_does_not_depend_on_the_targets_labels(small_task: Task
     assert all(torch.equal(a, b) for a, b in zip(plain[::2], of_blind[::2], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(plain[1::2], of_blind[1::2], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(plain[::2], of_misled[::2], strict=True))
+
+
+def test_on_the_untuned_track_all_start_from_the_same_factor(tiny_suite: None, tmp_path: Path) -> None:
+    names = ["constant", "warm-up cosine", "plateau", "Muon", "Prodigy"]
+    found = judge([bundle(0)], [TINY], tmp_path, seeds=2, competitors=names, settings=SHORT, rate_spread=1.5)
+    tuned = {own.name: own for own in [bundle(0), *load_competitors(names)]}
+    factors = [find_factor(seed, 1.5) for seed in sorted({r.seed for r in found.records})]
+    assert len(set(factors)) == 2
+    assert all(10**-1.5 < factor < 10**1.5 for factor in factors)
+    for record in (r for r in found.records if r.trace):
+        rate = tuned[record.method].start.learning_rate  # type: ignore[union-attr]
+        assert record.seed == min(r.seed for r in found.records) or record.method == AGENT
+        if record.method in ("constant", "default AdamW"):
+            assert record.trace[0].plan.learning_rate == pytest.approx(rate * factors[0], rel=1e-5)
+    muon, prodigy = (scale_start(tuned[name], 10.0) for name in ("Muon", "Prodigy"))
+    for setting in ("lr", "adamw_lr"):
+        assert muon.settings[setting] == pytest.approx(10 * tuned["Muon"].settings[setting])  # type: ignore[attr-defined]
+    assert muon.settings["momentum"] == tuned["Muon"].settings["momentum"]  # type: ignore[attr-defined]
+    assert prodigy == tuned["Prodigy"]
+    with pytest.raises(LoopwrightError, match="another evaluation"):
+        judge([bundle(0)], [TINY], tmp_path, seeds=2, competitors=names, settings=SHORT)
+    with pytest.raises(LoopwrightError, match=r"rate_spread must lie in \[0, 2\], orders of magnitude; got 3"):
+        judge([bundle(0)], [TINY], tmp_path, rate_spread=3)
 
 
 def test_agents_are_told_apart() -> None:

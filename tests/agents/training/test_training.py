@@ -169,17 +169,46 @@ def test_a_bundle_says_how_it_was_trained(tmp_path: Path) -> None:
     assert {"microbatch", "ticks_per_decision", "guard"} <= made["settings"].keys()
 
 
+def test_a_policy_gives_no_weight_to_what_was_hidden_from_it(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=64, options=SMALL_PPO, hidden=("price_*", "passes"), **TINY)
+    policy = train(config, tmp_path, show_progress=False, settings=QUICK)
+    seen = [name for name, used in zip(OBSERVATION_NAMES, policy.network[0].weight.any(dim=0), strict=True) if used]
+    unseen = [name for name in OBSERVATION_NAMES if name == "passes" or name.startswith("price_")]
+    assert len(unseen) == 5
+    assert seen == [name for name in OBSERVATION_NAMES if name not in unseen]
+    assert policy.training["hidden"] == ["price_*", "passes"]
+    with pytest.raises(UnknownNameError, match=r"unknown feature 'cost_\*'; known: train_progress"):
+        TrainingConfig(hidden=("cost_*",))
+
+
+def test_what_is_hidden_is_zero_in_every_observation() -> None:
+    envs = SB3VecEnv(
+        TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], settings=QUICK, autoreset_mode="SameStep"), hidden=[0, 5]
+    )
+    observations = [envs.reset()]
+    last = []
+    for _ in range(12):
+        envs.step_async(np.tile([knob.still for knob in envs.envs.knobs.knobs], (2, 1)))
+        observation, _, _, infos = envs.step_wait()
+        observations.append(observation)
+        last += [info["terminal_observation"] for info in infos if "terminal_observation" in info]
+    assert last
+    for seen in (*observations, np.stack(last)):
+        assert not seen[:, [0, 5]].any()
+        assert seen[:, OBSERVATION_NAMES.index("budget_left")].all()
+
+
 def test_a_discrete_policy_moves_a_knob_by_its_mean_step() -> None:
     knobs = KnobSet("lr+batch")
-    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 8))
+    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 10))
     torch.nn.init.zeros_(network[0].weight)
-    chances = [[0.0, 0.3, 0.5, 0.2, 0.0], [0.1, 0.3, 0.6]]
+    chances = [[0.0, 0.3, 0.0, 0.5, 0.0, 0.2, 0.0], [0.1, 0.3, 0.6]]
     network[0].bias.data = torch.tensor([*chances[0], *chances[1]]).clamp(min=1e-9).log()
     bundle = Policy(network, knobs, LoopPlan())
     steps = bundle.steps(torch.zeros(1, len(OBSERVATION_NAMES)))
-    assert steps[0, 0].item() == pytest.approx(-0.1 * math.log(1.4), rel=1e-4)
+    assert steps[0, 0].item() == pytest.approx(-0.1 * math.log(2), rel=1e-4)
     assert steps[0, 1].item() == 1.0  # batch takes whole rungs: the most probable one
-    assert bundle.act(torch.zeros(1, len(OBSERVATION_NAMES))).tolist() == [[2, 2]]
+    assert bundle.act(torch.zeros(1, len(OBSERVATION_NAMES))).tolist() == [[3, 2]]
 
 
 def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
