@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loopwright.agents.training.config import TrainingConfig
     from loopwright.agents.training.extraction import extract_policy
     from loopwright.agents.training.trainer import train
+    from loopwright.envs.engine.prices import measure_prices
     from loopwright.envs.episode.calibration import calibrate
     from loopwright.envs.episode.replay import replay
     from loopwright.envs.episode.settings import EpisodeSettings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from loopwright.envs.loop.knob_set import KnobSet
     from loopwright.envs.loop.observation import OBSERVATION_NAMES
     from loopwright.envs.loop.plan import LoopPlan
+    from loopwright.envs.sampling import Spread
     from loopwright.envs.sb3 import SB3VecEnv
     from loopwright.envs.training_loop import TrainingLoopEnv
     from loopwright.envs.vector import TrainingLoopVectorEnv
@@ -43,6 +45,7 @@ _MODULES = {
     "agents.training.config": ("TrainingConfig",),
     "agents.training.extraction": ("extract_policy",),
     "agents.training.trainer": ("train",),
+    "envs.engine.prices": ("measure_prices",),
     "envs.episode.calibration": ("calibrate",),
     "envs.episode.replay": ("replay",),
     "envs.episode.settings": ("EpisodeSettings",),
@@ -50,6 +53,7 @@ _MODULES = {
     "envs.loop.knob_set": ("KnobSet",),
     "envs.loop.observation": ("OBSERVATION_NAMES",),
     "envs.loop.plan": ("LoopPlan",),
+    "envs.sampling": ("Spread",),
     "envs.sb3": ("SB3VecEnv",),
     "envs.training_loop": ("TrainingLoopEnv",),
     "envs.vector": ("TrainingLoopVectorEnv",),
@@ -86,6 +90,7 @@ __all__ = [
     "LoopwrightError",
     "Policy",
     "SB3VecEnv",
+    "Spread",
     "Task",
     "TaskFamily",
     "TrainingConfig",
@@ -101,6 +106,7 @@ __all__ = [
     "load_competitors",
     "load_policy",
     "make_task",
+    "measure_prices",
     "replay",
     "run_controller",
     "save_policy",
