@@ -60,34 +60,25 @@ def judge(
         folder: where ``runs.jsonl`` and ``timings.jsonl`` are or will be; what is there is not done again.
         seeds: paired runs per task.
         competitors: "all", with searches, oracle and ablations; "basic"; or names.
-        lanes: inner runs side by side.
-        settings: of the episodes.
+        lanes, settings: inner runs side by side, and of the episodes.
         searches: whether "all" has the searches with a tuning budget too, which take as long as the rest.
-        rate_spread: the *untuned* track: in the runs of each seed all methods that need a learning rate start from
-            10^U(-spread, spread) times the one they were tuned to, and nobody searches; 0 is the *tuned* track.
+        rate_spread: the *untuned* track: all that need a learning rate start from 10^U(-spread, spread) times the one
+            they were tuned to, drawn per seed, and nobody searches. 0 is the *tuned* track.
         ledgers: keep an audit log of every run of the agents, in ``folder``/ledgers.
         workers: processes to divide the shapes of tasks among, each with one thread; one is this process.
         progress: called with the name of a part and how many of its runs are done beyond the last call.
 
     Raises:
-        LoopwrightError: fewer than one seed, lane or worker, an unknown suite or competitor, or a folder that holds the
-            results of another evaluation.
+        LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results.
     """
-    for what, count in (("seeds", seeds), ("lanes", lanes), ("workers", workers)):
-        if count < 1:
-            raise LoopwrightError(f"{what} must be 1 or more, got {count}")
-    if not 0 <= rate_spread <= 2:
-        raise LoopwrightError(f"rate_spread must lie in [0, 2], orders of magnitude; got {rate_spread}")
+    _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread)
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
-    run_seeds = [FIRST_SEED + number for number in range(seeds)]
+    run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
-    field = [
-        *contestants,
-        *list_rivals(names, settings.price_list.name),
-        *(_list_extras(controllers[0]) if everything else ()),
-    ]
+    rivals = list_rivals(names, settings.price_list.name)
+    field = [*contestants, *rivals, *(_list_extras(controllers[0]) if everything else ())]
     judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
     header = {"suites": members, "seeds": run_seeds, "settings": judged, "rate_spread": rate_spread}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
@@ -97,14 +88,22 @@ def judge(
     try:
         with limit_threads(1):
             contest.run_side_by_side(contestants if ledgers else ())
+            if everything and searches:
+                contest.run_searches()
             if everything:
-                if searches:
-                    contest.run_searches()
                 contest.run_replays()
     finally:
         results.close()
     contest.time(timings, list_searches() if everything and searches else [])
     return _evaluate(contest, controllers, members, timings.timings, searches)
+
+
+def _check(counts: dict[str, int], rate_spread: float) -> None:
+    for what, count in counts.items():
+        if count < 1:
+            raise LoopwrightError(f"{what} must be 1 or more, got {count}")
+    if not 0 <= rate_spread <= 2:
+        raise LoopwrightError(f"rate_spread must lie in [0, 2], orders of magnitude; got {rate_spread}")
 
 
 def _list_extras(first: Controller) -> list[Entrant]:

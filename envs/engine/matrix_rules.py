@@ -7,9 +7,9 @@ are gathered, and their matrices of one shape make one batch. The second half of
 import torch
 
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
-from loopwright.envs.engine.update import TINY, find_active_blocks, find_shrinkage
-from loopwright.envs.loop.plan import OPTIMIZERS, ROW
-from loopwright.envs.loop.update_rules import MATRIX_RULES
+from loopwright.envs.engine.update import JOINT, TINY, find_active_blocks, find_shrinkage
+from loopwright.envs.loop.plan import ADAMW, OPTIMIZERS, ROW
+from loopwright.envs.loop.update_rules import MATRIX_RULES, direct_batch
 
 
 class MatrixRules:
@@ -24,37 +24,50 @@ class MatrixRules:
 
         They are set for the matrices of lanes that are due and under a matrix rule, and mean nothing elsewhere.
         """
-        due = state.scalars[0] + 1 >= plans[ROW["batch"]]
-        for rule in MATRIX_RULES:
-            lanes = (due & (plans[ROW["optimizer"]] == OPTIMIZERS.index(rule))).nonzero()[:, 0]
-            if len(lanes):
-                self._direct_lanes(rule, lanes, plans[:, lanes], fresh, state)
+        rule, due = plans[ROW["optimizer"]], state.scalars[0] + 1 >= plans[ROW["batch"]]
+        by_rule = {
+            name: (due & (rule == OPTIMIZERS.index(name))).nonzero()[:, 0]
+            for name in MATRIX_RULES
+            if (rule > ADAMW).any()
+        }
+        lanes = torch.cat(list(by_rule.values())) if by_rule else torch.empty(0)
+        if len(lanes) == 0:
+            return self._directions
+        momentum, gradient = self._average(lanes, plans[:, lanes], fresh, state)
+        beta1 = plans[ROW["momentum"], lanes, None, None, None]
+        for (rows, columns), begins in self._layout.matrices.items():
+            parts = [slice(begin, begin + rows * columns) for begin in begins]
+            momenta, gradients = (
+                torch.stack([flat[:, part].view(-1, rows, columns) for part in parts], dim=1)
+                for flat in (momentum, gradient)
+            )
+            begin = 0
+            for name, own in by_rule.items():
+                if len(own):
+                    these = slice(begin, begin + len(own))  # the lanes of a rule lie together
+                    directions = direct_batch(name, momenta[these], gradients[these], beta1[these])
+                    for part, direction in zip(parts, directions.flatten(2).unbind(1), strict=True):
+                        self._directions[:, part].index_copy_(0, own, direction)
+                    begin += len(own)
         return self._directions
 
-    def _direct_lanes(
-        self, rule: str, lanes: torch.Tensor, plans: torch.Tensor, fresh: torch.Tensor, state: LaneState
-    ) -> None:
+    def _average(
+        self, lanes: torch.Tensor, plans: torch.Tensor, fresh: torch.Tensor, state: LaneState
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Momentum and gradient, as the update will make them, of some ``lanes``, each ``[len(lanes), parameters]``."""
         layout, count = self._layout, state.scalars[0, lanes, None] + 1
-        gradient = (state.gradient_sum[lanes] + fresh[lanes]) / count
-        low, high = find_active_blocks(
-            plans[ROW["depth"]], plans[ROW["sweep"]], state.counters[COUNTERS.index("updates"), lanes], layout.blocks
-        )
-        block = torch.arange(layout.blocks, device=low.device)
-        path = ((block >= low[:, None]) & (block < high[:, None])).to(gradient.dtype)
-        if not path.all():
+        gradient = state.gradient_sum[lanes].add_(fresh[lanes]).div_(count)
+        if ((plans[ROW["depth"]] < 1) | (plans[ROW["sweep"]] != JOINT)).any():
+            low, high = find_active_blocks(
+                plans[ROW["depth"]],
+                plans[ROW["sweep"]],
+                state.counters[COUNTERS.index("updates"), lanes],
+                layout.blocks,
+            )
+            block = torch.arange(layout.blocks, device=low.device)
+            path = ((block >= low[:, None]) & (block < high[:, None])).to(gradient.dtype)
             gradient = torch.where(layout.expand(path) > 0, gradient, 0.0)
         if (plans[ROW["clip"]] < torch.inf).any():
             inverse_norm = torch.rsqrt((gradient * gradient).sum(1) + TINY)
             gradient *= find_shrinkage(plans[ROW["clip"]], inverse_norm)[:, None]
-        beta1 = plans[ROW["momentum"], :, None]
-        momentum = gradient + beta1 * (state.momentum[lanes] - gradient)
-        for (rows, columns), begins in layout.matrices.items():
-            parts = [slice(begin, begin + rows * columns) for begin in begins]
-
-            stacked_momentum, stacked_gradient = (
-                torch.stack([flat[:, part].view(-1, rows, columns) for part in parts], dim=1)
-                for flat in (momentum, gradient)
-            )
-            directions = MATRIX_RULES[rule](stacked_momentum, stacked_gradient, beta1[:, :, None, None])
-            for part, own in zip(parts, directions.flatten(2).unbind(1), strict=True):
-                self._directions[:, part].index_copy_(0, lanes, own)
+        return torch.lerp(gradient, state.momentum[lanes], plans[ROW["momentum"], :, None]), gradient

@@ -81,6 +81,16 @@ MATRIX_RULES: dict[str, Callable[[torch.Tensor, torch.Tensor, float | torch.Tens
 }
 
 
+def direct_batch(rule: str, momenta: torch.Tensor, gradients: torch.Tensor, beta1: torch.Tensor) -> torch.Tensor:
+    """Directions of a batch of matrices ``[n, c, rows, columns]``, of each the same to the bit however many there are.
+
+    A batch of one would be multiplied by another kernel, that adds up in another order: there are two of it then.
+    """
+    if momenta.shape[0] * momenta.shape[1] > 1:
+        return MATRIX_RULES[rule](momenta, gradients, beta1)
+    return MATRIX_RULES[rule](*(own.expand(2, *own.shape[1:]) for own in (momenta, gradients, beta1)))[:1]
+
+
 class Parts(NamedTuple):
     """Weights and what belongs to them: lists of one length."""
 

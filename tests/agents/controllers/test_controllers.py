@@ -219,7 +219,7 @@ def test_an_open_loop_follows_its_plans_and_then_the_last(small_task: Task) -> N
 
 
 def test_an_agents_schedule_replayed_on_its_own_run_is_its_run(small_task: Task) -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 8))
+    network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), 10))
     agent = Policy(network, KnobSet("lr+batch"), LoopPlan(learning_rate=3e-3))
     (own,) = run_controller(agent, [small_task], [4], SHORT, traced=True)
     plans = tuple(point.plan for point in own.trace)

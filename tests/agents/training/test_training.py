@@ -195,7 +195,7 @@ def test_what_is_hidden_is_zero_in_every_observation() -> None:
     assert last
     for seen in (*observations, np.stack(last)):
         assert not seen[:, [0, 5]].any()
-        assert seen[:, OBSERVATION_NAMES.index("budget_left")].all()
+        assert seen[:, OBSERVATION_NAMES.index("budget_given")].all()
 
 
 def test_a_discrete_policy_moves_a_knob_by_its_mean_step() -> None:

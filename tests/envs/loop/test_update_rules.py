@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch.optim import Muon
 
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
-from loopwright.envs.loop.update_rules import MATRIX_RULES, STEP_RMS, Parts, balance, orthogonalise, take_step
+from loopwright.envs.loop.update_rules import (
+    MATRIX_RULES,
+    STEP_RMS,
+    Parts,
+    balance,
+    direct_batch,
+    orthogonalise,
+    take_step,
+)
 
 SHAPES = [(1, 5), (5, 1), (8, 8), (32, 64), (64, 32), (10, 196)]
 sizes = st.integers(1, 12)
@@ -60,11 +68,12 @@ def test_rows_and_columns_of_zeros_stay_zero(rule: str) -> None:
 @pytest.mark.parametrize("rule", MATRIX_RULES)
 def test_a_batch_of_matrices_is_each_of_them(rule: str) -> None:
     """To the bit, however many there are: an audit log is executed again in other company."""
-    many = draw(2 * 37, 24, 33).view(37, 2, 24, 33).float()
-    beta1 = torch.linspace(0, 0.9, 37).view(37, 1, 1, 1)
-    whole = MATRIX_RULES[rule](many, many.flip(0), beta1)
-    for some in (slice(0, 1), slice(3, 5), slice(0, 36)):
-        assert torch.equal(whole[some], MATRIX_RULES[rule](many[some], many.flip(0)[some], beta1[some]))
+    for shape in (*SHAPES, (32, 30), (2, 32), (24, 33), (48, 196), (96, 32)):
+        many = draw(37, 1, *shape).float()
+        beta1 = torch.linspace(0, 0.9, 37).view(37, 1, 1, 1)
+        whole = direct_batch(rule, many, many.flip(0), beta1)
+        for some in (slice(0, 1), slice(3, 5), slice(2, 9), slice(0, 36)):
+            assert torch.equal(whole[some], direct_batch(rule, many[some], many.flip(0)[some], beta1[some]))
 
 
 def test_muon_is_torchs_own_but_for_its_precision() -> None:
