@@ -237,10 +237,10 @@ def test_calibration_stores_what_it_can_find_again(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     content = json.loads(stored.read_text())
     assert {*content["targets"], *content["dropped"]} == {"rosenbrock:7", "quadratic:3"}
-    assert content["provenance"]["seeds"]["search"] != content["provenance"]["seeds"]["rerun"]
+    (provenance,) = content["provenance"].values()
+    assert provenance["seeds"]["search"] != provenance["seeds"]["rerun"]
     assert "2 tasks came out the same" in calibrate("--check").stdout
     content["targets"]["quadratic:3"]["target"] *= 1.005
-    content["targets"]["quadratic:3"]["curve"][-1][1] *= 1.005
     stored.write_text(json.dumps(content))
     other = calibrate("--check")
     assert other.returncode == 1
