@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loopwright.envs.engine.prices import PriceList
+from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.context import INFORMATION
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
@@ -72,8 +72,7 @@ class TaskSampler:
             when an episode needs it; whether it can be is checked here.
         plan: what episodes start from, or around.
         spread: how far around.
-        prices: what updates cost.
-        microbatch: samples of a tick.
+        settings: say what updates cost.
         withheld: the chance with which each source of information (``envs.loop.context``) is withheld.
 
     Raises:
@@ -87,8 +86,7 @@ class TaskSampler:
         plan: LoopPlan | None,
         *,
         spread: Spread | None,
-        prices: PriceList,
-        microbatch: int,
+        settings: EpisodeSettings,
         withheld: float,
     ) -> None:
         if tasks is not None and len(tasks) == 0:
@@ -99,7 +97,7 @@ class TaskSampler:
         for task in self.tasks:
             check_task(task)
         self.plan, self.spread = plan or LoopPlan(), spread or Spread()
-        self._prices, self._microbatch, self._withheld = prices, microbatch, withheld
+        self._settings, self._withheld = settings, withheld
 
     def by_shape(self) -> dict[ShapeKey, list[str | Task]]:
         """The tasks that can share lanes, by their shape."""
@@ -120,7 +118,7 @@ class TaskSampler:
         drawn = tasks[int(rng.integers(len(tasks)))]
         seed = int(rng.integers(2**31))
         task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self.plan)
-        prices = self._prices.draw(rng, task.model, self._microbatch)
+        prices = self._settings.price_list.draw(rng, task.model, self._settings.microbatch)
         withheld = tuple(source for source in INFORMATION if self._withheld and rng.random() < self._withheld)
         return Start(task, seed, plan, prices, withheld=withheld)
 

@@ -49,10 +49,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.settings = choose_settings(settings, prices)
-        self.sampler = TaskSampler(
-            suite, tasks, plan, spread=spread, prices=self.settings.price_list, microbatch=self.settings.microbatch,
-            withheld=withheld,
-        )  # fmt: skip
+        self.sampler = TaskSampler(suite, tasks, plan, spread=spread, settings=self.settings, withheld=withheld)
         self.knobs = KnobSet(knobs, action)
         self.ledgers = ledgers
         self.observation_space = make_observation_space()  # type: ignore[assignment]

@@ -89,10 +89,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if max_episode_steps is not None and max_episode_steps < 1:
             raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
         settings = choose_settings(settings, prices)
-        self.sampler = TaskSampler(
-            suite, tasks, plan, spread=spread, prices=settings.price_list, microbatch=settings.microbatch,
-            withheld=withheld,
-        )  # fmt: skip
+        self.sampler = TaskSampler(suite, tasks, plan, spread=spread, settings=settings, withheld=withheld)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.knobs = KnobSet(knobs, action)
         self.single_observation_space = make_observation_space()

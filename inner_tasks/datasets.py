@@ -126,12 +126,16 @@ def read_words() -> Arrays:
 
 
 def _read_river(name: str) -> Arrays:
+    """Labels that are numbers, with a point, stay what they are; others become classes."""
     from river import datasets
 
     rows = list(getattr(datasets, name)())
     columns = sorted(rows[0][0])
     inputs = np.array([[float(x[column]) for column in columns] for x, _ in rows])
-    return {"inputs": inputs, "labels": np.unique([str(y) for _, y in rows], return_inverse=True)[1].astype(np.uint8)}
+    labels = [y for _, y in rows]
+    if isinstance(labels[0], float):
+        return {"inputs": inputs, "labels": np.array(labels)}
+    return {"inputs": inputs, "labels": np.unique([str(y) for y in labels], return_inverse=True)[1].astype(np.uint8)}
 
 
 def read_abalone() -> Arrays:
@@ -141,16 +145,6 @@ def read_abalone() -> Arrays:
     measured = measured.astype(np.float64)
     inputs = np.concatenate([measured[:, :-1], sex[:, None] == np.array(["F", "I", "M"])], axis=1)
     return {"inputs": inputs.astype(np.float64), "labels": measured[:, -1]}
-
-
-def read_approval() -> Arrays:
-    from river import datasets
-
-    source: Any = datasets.TrumpApproval
-    rows = list(source())
-    columns = sorted(rows[0][0])
-    inputs = np.array([[float(x[column]) for column in columns] for x, _ in rows])
-    return {"inputs": inputs, "labels": np.array([float(y) for _, y in rows])}
 
 
 def read_cars() -> Arrays:
@@ -218,7 +212,8 @@ SOURCES = {
         DataSource("acsf1", "sktime", "sktime", "timeseries", "200 appliances' power over time, 10 kinds (UCR archive)",
                    _UNSTATED, lambda: _read_sktime("acsf1")),
         DataSource("approval", "river", "river", "tabular",
-                   "1001 days of a president's approval, by six polls (FiveThirtyEight)", _UNSTATED, read_approval),
+                   "1001 days of a president's approval, by six polls (FiveThirtyEight)", _UNSTATED,
+                   lambda: _read_river("TrumpApproval")),
         DataSource("cars", "mlxtend", "mlxtend", "image", "392 cars of 7 measurements, miles per gallon (UCI)", _UCI,
                    read_cars),
         DataSource("italy-power", "sktime", "sktime", "timeseries",

@@ -9,9 +9,8 @@ Resumes where it was interrupted: a task that has a target, or was dropped, is l
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.calibration import CONFIGURATIONS, NEWEST, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.inner_tasks.registry import find_family
+from loopwright.inner_tasks.registry import find_family, get_shape
 from loopwright.inner_tasks.suites import SEARCHED, get_suite, list_suites
 from loopwright.inner_tasks.targets import StoredTargets, read_targets, write_targets
-from loopwright.inner_tasks.task import Calibration, ShapeKey
+from loopwright.inner_tasks.task import Calibration, ShapeKey, Task
 from loopwright.scripts.run import compile_where_possible, run
 
 AT_ONCE = 5  # tasks that a worker is given, all of one shape; what an interruption can lose
@@ -55,14 +54,11 @@ def same(one: Calibration | None, other: Calibration | None) -> bool:
     return one.cost == other.cost and math.isclose(one.target, other.target, rel_tol=1e-3)
 
 
-@lru_cache(maxsize=2)
-def get_calibrator(shape: ShapeKey, example: str, decisions: int, search: int, compile: bool) -> Calibrator:
-    """One for the tasks of a shape, of which ``example`` is one; its lanes and compiled tick are kept."""
-    return Calibrator(make(example), EpisodeSettings(compile=compile), decisions, search)
+_CALIBRATORS: dict[tuple[ShapeKey, int, int, bool], Calibrator] = {}  # the last one: its lanes serve a whole shape
 
 
-def make(name: str) -> Any:
-    """A task without its stored calibration; not kept in memory."""
+def make(name: str) -> Task:
+    """The task, not kept in memory."""
     family, seed = find_family(name)
     return family.make_task(seed)
 
@@ -70,9 +66,11 @@ def make(name: str) -> Any:
 def calibrate_some(names: Sequence[str], decisions: int, search: int, compile: bool) -> list[Found]:
     """What a worker does with tasks of one shape, in one thread."""
     torch.set_num_threads(1)
-    family, seed = find_family(names[0])
-    calibrator = get_calibrator(family.draw_shape(seed), names[0], decisions, search, compile)
-    return [(name, *calibrator.calibrate(make(name))) for name in names]
+    key = get_shape(names[0]), decisions, search, compile
+    if key not in _CALIBRATORS:
+        _CALIBRATORS.clear()
+        _CALIBRATORS[key] = Calibrator(make(names[0]), EpisodeSettings(compile=compile), decisions, search)
+    return [(name, *_CALIBRATORS[key].calibrate(make(name))) for name in names]
 
 
 def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tuple[list[str], int, int]]:
@@ -80,11 +78,10 @@ def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tup
     lengths = {name: n for suite in list_suites().values() for name, n in suite.candidates().items()}
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in names:
-        family, seed = find_family(name)
         before = stored.targets.get(name)
         search = before.search if check and before else NEWEST
         decisions = before.decisions if check and before else lengths.get(name, SEARCHED)
-        alike.setdefault((family.draw_shape(seed), decisions, search), []).append(name)
+        alike.setdefault((get_shape(name), decisions, search), []).append(name)
     cheapest_first = sorted(alike.items(), key=lambda item: measure_cost(item[0][0][0]).flops * item[0][1])
     return [
         (members[at : at + AT_ONCE], decisions, search)
@@ -151,7 +148,7 @@ def keep(stored: StoredTargets, name: str, calibration: Calibration | None, why:
 
 def describe_search() -> dict[str, Any]:
     """Where the targets of the newest search come from."""
-    settings = replace(EpisodeSettings(), compile=False).as_json()
+    settings = EpisodeSettings().as_json()
     return {
         "search": f"{CONFIGURATIONS} Sobol static configurations, {RERUNS} re-runs of the best",
         "seeds": {"search": SEARCH_SEED, "rerun": RERUN_SEED},

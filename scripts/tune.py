@@ -14,7 +14,13 @@ from typing import Any
 from tqdm import tqdm
 
 from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
-from loopwright.agents.controllers.tuned import TUNED_FILE, TUNED_LISTS, describe_controller, restore_controller
+from loopwright.agents.controllers.tuned import (
+    TUNED_FILE,
+    TUNED_LISTS,
+    describe_controller,
+    read_tuned_lists,
+    restore_controller,
+)
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.tuning import TUNING_SEEDS, find_edges, plan_rounds, tune_competitor
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -48,12 +54,6 @@ class Counted:
         self.bar.update()
 
 
-def read_lists() -> dict[str, dict[str, Any]]:
-    """All that is stored, by price list and competitor."""
-    found: dict[str, dict[str, Any]] = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
-    return found
-
-
 def list_fixed(tried: Sequence[Any]) -> list[str]:
     """The fields of the plan that all candidates share: what was not searched."""
     plans = [controller.start.as_json() for controller in tried]
@@ -67,17 +67,17 @@ def main(config: Config) -> None:
     names = get_suite("train").tasks()[: config.tasks]
     for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)
-        if config.missing and name in read_lists().get(prices, {}):
+        if config.missing and name in read_tuned_lists().get(prices, {}):
             continue
         settings = EpisodeSettings(compile=compile_where_possible(), prices=prices)
-        constant = read_lists().get(prices, {}).get("constant")
+        constant = read_tuned_lists().get(prices, {}).get("constant")
         best = restore_controller("constant", constant["settings"]).start if constant else None
         tried = list(competitor.candidates(config.configurations or competitor.configurations, best))
         tasks = get_tasks(names)
         runs = sum(own.runs for own in plan_rounds(len(tried), tasks))
         with tqdm(total=runs, desc=f"{name}, {prices}", unit="run") as bar:
             winner, share, decisions = tune_competitor(tried, tasks, settings, on_run=Counted(bar))
-        lists = read_lists()
+        lists = read_tuned_lists()
         lists.setdefault(prices, {})[name] = {
             "settings": describe_controller(winner),
             "geometric_budget_share": round(share, 4),

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,12 @@ from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import UnknownNameError
 from loopwright.envs.loop.plan import LoopPlan
 
+Value = TypeVar("Value")
 
-def pick_at(at: float, *values: float) -> float:
+
+def pick_at(at: float, *values: Value) -> Value:
     """The one of the values that lies at ``at`` in [0, 1)."""
     return values[min(int(at * len(values)), len(values) - 1)]
-
-
-SECOND_MOMENTA = (0.8, 0.9, 0.95, 0.99, 0.999)
 
 
 def power_at(at: float, low: float, high: float) -> float:
@@ -49,12 +48,13 @@ class PlanPoint(NamedTuple):
 
 # Half of the plans are AdamW's; what the rules share one learning rate for has one range.
 RULES = ("adamw", "adamw", "adamw", "adamw", "sinkgd", "sinkgd", "muon", "sgd")
+SECOND_MOMENTA = (0.8, 0.9, 0.95, 0.99, 0.999)
 RATES = {"sgd": (-1.5, 0.9), "adamw": (-3.2, -0.8), "sinkgd": (-3.2, -0.8), "muon": (-3.2, -0.8)}  # log10
 
 
 def make_plan(at: PlanPoint) -> LoopPlan:
     """Every field of the plan that an ordinary training script sets, and all four update rules."""
-    rule = RULES[min(int(at.optimizer * len(RULES)), len(RULES) - 1)]
+    rule = pick_at(at.optimizer, *RULES)
     return LoopPlan(
         optimizer=rule,
         learning_rate=power_at(at.learning_rate, *RATES[rule]),

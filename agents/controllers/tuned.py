@@ -36,11 +36,17 @@ def restore_controller(name: str, description: dict[str, Any]) -> Controller:
     return CONTROLLER_TYPES[own.pop("type")](LoopPlan.from_json(own.pop("start")), name=name, **own)
 
 
+def read_tuned_lists() -> dict[str, dict[str, dict[str, Any]]]:
+    """All that ``loopwright tune`` found, by price list and the competitor's name; empty where it has not run."""
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
+    return found
+
+
 def read_tuned(prices: str = TUNED_LISTS[0]) -> dict[str, dict[str, Any]]:
     """What ``loopwright tune`` found under a price list, by the competitor's name, in the order of ``COMPETITORS``."""
-    if not TUNED_FILE.exists():
+    lists = read_tuned_lists()
+    if not lists:
         raise LoopwrightError(f"{TUNED_FILE.name} is missing; run: loopwright tune")
-    lists: dict[str, dict[str, dict[str, Any]]] = json.loads(TUNED_FILE.read_text())
     if prices not in lists:
         raise UnknownNameError("price list that competitors were tuned under", prices, list(lists))
     return lists[prices]

@@ -29,7 +29,7 @@ from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks.task import Task
 
 AGENT = "agent"
-SELF_TUNING = ("schedule-free", "prodigy", "d-adaptation", "ali-g", "pilot")  # kinds that need no learning rate
+SELF_TUNING = "self-tuning"  # the group of competitors that need no learning rate
 RATE_SETTINGS = ("lr", "adamw_lr")
 BASIC = ("constant", "warm-up cosine", "plateau")  # what ``competitors`` may be, besides "all" and a list of names
 
@@ -65,11 +65,10 @@ def find_factor(seed: int, rate_spread: float) -> float:
 def scale_start(controller: Controller, factor: float) -> Controller:
     """The controller with ``factor`` times the learning rate it was tuned to; what needs none is left as it is."""
     own: Any = controller
-    if factor == 1.0 or isinstance(controller, Static):
+    competitor = COMPETITORS.get(controller.name)
+    if factor == 1.0 or isinstance(controller, Static) or (competitor and competitor.group == SELF_TUNING):
         return controller
     if isinstance(controller, Optimized):
-        if controller.kind in SELF_TUNING:
-            return controller
         scaled = {
             name: value * factor if name in RATE_SETTINGS else value for name, value in controller.settings.items()
         }

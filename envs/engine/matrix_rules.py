@@ -7,7 +7,7 @@ are gathered, and their matrices of one shape make one batch. The second half of
 import torch
 
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
-from loopwright.envs.engine.update import JOINT, TINY, find_active_blocks, find_shrinkage
+from loopwright.envs.engine.update import JOINT, TINY, find_active_blocks, find_shrinkage, mask_blocks
 from loopwright.envs.loop.plan import ADAMW, OPTIMIZERS, ROW
 from loopwright.envs.loop.update_rules import MATRIX_RULES, direct_batch
 
@@ -24,15 +24,12 @@ class MatrixRules:
 
         They are set for the matrices of lanes that are due and under a matrix rule, and mean nothing elsewhere.
         """
-        rule, due = plans[ROW["optimizer"]], state.scalars[0] + 1 >= plans[ROW["batch"]]
-        by_rule = {
-            name: (due & (rule == OPTIMIZERS.index(name))).nonzero()[:, 0]
-            for name in MATRIX_RULES
-            if (rule > ADAMW).any()
-        }
-        lanes = torch.cat(list(by_rule.values())) if by_rule else torch.empty(0)
-        if len(lanes) == 0:
+        rule = plans[ROW["optimizer"]]
+        due = (rule > ADAMW) & (state.scalars[0] + 1 >= plans[ROW["batch"]])
+        if not due.any():
             return self._directions
+        by_rule = {name: (due & (rule == OPTIMIZERS.index(name))).nonzero()[:, 0] for name in MATRIX_RULES}
+        lanes, sizes = torch.cat(list(by_rule.values())), [len(own) for own in by_rule.values()]
         momentum, gradient = self._average(lanes, plans[:, lanes], fresh, state)
         beta1 = plans[ROW["momentum"], lanes, None, None, None]
         for (rows, columns), begins in self._layout.matrices.items():
@@ -41,14 +38,12 @@ class MatrixRules:
                 torch.stack([flat[:, part].view(-1, rows, columns) for part in parts], dim=1)
                 for flat in (momentum, gradient)
             )
-            begin = 0
-            for name, own in by_rule.items():
+            of_each = zip(*(torch.split(tensor, sizes) for tensor in (momenta, gradients, beta1)), strict=True)
+            for (name, own), batch in zip(by_rule.items(), of_each, strict=True):
                 if len(own):
-                    these = slice(begin, begin + len(own))  # the lanes of a rule lie together
-                    directions = direct_batch(name, momenta[these], gradients[these], beta1[these])
+                    directions = direct_batch(name, *batch)
                     for part, direction in zip(parts, directions.flatten(2).unbind(1), strict=True):
                         self._directions[:, part].index_copy_(0, own, direction)
-                    begin += len(own)
         return self._directions
 
     def _average(
@@ -64,8 +59,7 @@ class MatrixRules:
                 state.counters[COUNTERS.index("updates"), lanes],
                 layout.blocks,
             )
-            block = torch.arange(layout.blocks, device=low.device)
-            path = ((block >= low[:, None]) & (block < high[:, None])).to(gradient.dtype)
+            path = mask_blocks(low, high, layout.blocks).to(gradient.dtype)
             gradient = torch.where(layout.expand(path) > 0, gradient, 0.0)
         if (plans[ROW["clip"]] < torch.inf).any():
             inverse_norm = torch.rsqrt((gradient * gradient).sum(1) + TINY)

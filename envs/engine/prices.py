@@ -6,6 +6,7 @@ an update over seconds of one sample's gradient, in one thread of a plain loop (
 """
 
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,7 @@ def read_prices() -> dict[tuple[str, int], dict[str, float]]:
     return {(entry["model"], entry["microbatch"]): entry["passes"] for entry in entries}
 
 
+@lru_cache(maxsize=1)
 def find_price_range() -> tuple[dict[str, float], dict[str, float]]:
     """The lowest and the highest price of each optimizer that ``Drawn`` draws, in passes over a microbatch."""
     entries = list(read_prices().values())
@@ -146,19 +148,16 @@ def measure_prices(
     """
     with limit_threads(1):
         loop = _Timed(model, microbatch)
-        work: dict[str, Callable[[], None]] = {name: loop.make_update(name) for name in OPTIMIZERS}
-        for name, optimizer in (others or {}).items():
-            work[f"library {name}" if name in OPTIMIZERS else name] = loop.make_library_update(optimizer)
-        seconds: dict[str, list[float]] = {name: [] for name in ("gradient", *work)}
-        for _ in range(PRICE_ROUNDS):
-            for name, function in (("gradient", loop.take_gradient), *work.items()):
-                seconds[name].append(_time(function))
-    found = {name: median(own) for name, own in seconds.items()}
-    gradient = found.pop("gradient") / microbatch
-    for name in [name for name in found if name.startswith("library ")]:
-        same = name.removeprefix("library ")
-        found[same] = min(found[same], found.pop(name))  # whoever wants that rule takes the faster of the two
-    return {name: own / gradient for name, own in found.items()}
+        own = [(name, loop.make_update(name)) for name in OPTIMIZERS]
+        libraries = [(name, loop.make_library_update(optimizer)) for name, optimizer in (others or {}).items()]
+        work = [("gradient", loop.take_gradient), *own, *libraries]
+        rounds = [[_time(function) for _, function in work] for _ in range(PRICE_ROUNDS)]
+    gradient, *updates = (median(seconds) for seconds in zip(*rounds, strict=True))
+    found: dict[str, float] = {}
+    for (name, _), seconds in zip(work[1:], updates, strict=True):
+        # Who wants a rule that a library has as well takes the faster of the two.
+        found[name] = min(found.get(name, math.inf), microbatch * seconds / gradient)
+    return found
 
 
 class _Timed:
@@ -194,11 +193,10 @@ class _Timed:
         return update
 
     def make_library_update(self, optimizer: OwnOptimizer) -> Callable[[], None]:
-        library = optimizer.make([p.detach().clone().requires_grad_() for p in self.parameters], 10**6)
-        for group in (group for own in library.optimizers for group in own.param_groups):
-            own: list[Any] = group["params"]
-            for parameter in own:
-                parameter.grad = 1e-3 * torch.randn_like(parameter)
+        parameters = [p.detach().clone().requires_grad_() for p in self.parameters]
+        for parameter, gradient in zip(parameters, self.gradient, strict=True):
+            parameter.grad = gradient.clone()
+        library = optimizer.make(parameters, 10**6)
         return lambda: library.step(1.0)
 
 

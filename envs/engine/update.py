@@ -35,6 +35,12 @@ def find_active_blocks(
     return low, torch.where(joint, blocks, low + 1)
 
 
+def mask_blocks(low: torch.Tensor, high: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Whether each of the blocks is active, ``[lanes, blocks]``."""
+    block = torch.arange(blocks, device=low.device)
+    return (block >= low[:, None]) & (block < high[:, None])
+
+
 def find_shrinkage(clip: torch.Tensor, inverse_norm: torch.Tensor) -> torch.Tensor:
     """What clipping multiplies the gradient by, ``[lanes]``."""
     return torch.where(clip == torch.inf, 1.0, torch.clamp(clip * inverse_norm, max=1.0))
@@ -114,8 +120,7 @@ def _prepare(plan: Plan, low: torch.Tensor, high: torch.Tensor, state: LaneState
     count = count + 1
     update = count >= plan["batch"]
     on = update.to(state.weights.dtype)
-    block = torch.arange(blocks, device=low.device)
-    block_active = (block >= low[:, None]) & (block < high[:, None])
+    block_active = mask_blocks(low, high, blocks)
     beta1 = torch.where(update, plan["momentum"], 1.0)
     beta2 = torch.where(update, plan["second_momentum"], 1.0)
     rate = plan["learning_rate"] * on

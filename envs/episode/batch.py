@@ -129,8 +129,8 @@ class EpisodeBatch:
         self._phi[index], self._live[index] = 0.0, True
         control_loss = self._measure_control()
         if self.guard is not None:
-            known = torch.where(self._looks[index] > 0, control_loss[index], torch.inf) if self.needs.looks else None
-            self.guard.begin(index, control_loss[index] if known is None else known)
+            unknown = self.needs.looks & (self._looks[index] == 0)
+            self.guard.begin(index, torch.where(unknown, torch.inf, control_loss[index]))
         if self._best_states is not None:
             self._best_states.begin(index)
         if self.needs.looks:
