@@ -1,7 +1,8 @@
 """Tuning: which of a competitor's candidates does best on the training suite, all on the same tasks and seeds.
 
-By successive halving (Jamieson & Talwalkar 2016): all candidates run on the tasks that are cheapest to run, the better
-ones on all of them, and the best of these once more, from another seed.
+By successive halving (Jamieson & Talwalkar 2016): all candidates run on a task of each family that is cheap to run, the
+better ones on the other tasks too, and the best of these on all tasks once more, from another seed. All runs of a
+candidate count.
 """
 
 import math
@@ -17,13 +18,13 @@ from loopwright.envs.loop.controller import Controller
 from loopwright.inner_tasks.task import Task
 
 TUNING_SEEDS = (9_000_000, 9_000_001)
-CHEAPEST_TASKS = 8  # that all candidates run on
-KEPT = 4  # one in so many goes on
+CHEAPEST_FAMILIES = 10  # a task of each is what all candidates run on
+KEPT = (8, 4)  # one in so many goes on after the first and the second round
 EDGE = 0.05  # of a range
 
 
 class Round(NamedTuple):
-    """Candidates that run on some tasks, from a seed each has not had."""
+    """So many candidates run on some tasks, from a seed they have not had there."""
 
     candidates: int
     tasks: list[Task]
@@ -44,12 +45,15 @@ class Tuned(NamedTuple):
 
 def plan_rounds(candidates: int, tasks: Sequence[Task]) -> list[Round]:
     """What a search of so many candidates runs."""
-    cheapest = sorted(tasks, key=lambda task: measure_cost(task.model).flops)[:CHEAPEST_TASKS]
-    better = max(1, candidates // KEPT)
-    best = max(1, better // KEPT)
+    of_family: dict[str, Task] = {}
+    for task in sorted(tasks, key=lambda task: measure_cost(task.model).flops):
+        of_family.setdefault(task.name.split(":")[0], task)
+    cheapest = list(of_family.values())[:CHEAPEST_FAMILIES]
+    better = max(1, candidates // KEPT[0])
+    best = max(1, better // KEPT[1])
     return [
-        Round(candidates, list(cheapest), TUNING_SEEDS[0]),
-        Round(better, list(tasks), TUNING_SEEDS[0]),
+        Round(candidates, cheapest, TUNING_SEEDS[0]),
+        Round(better, [task for task in tasks if task not in cheapest], TUNING_SEEDS[0]),
         Round(best, list(tasks), TUNING_SEEDS[1]),
     ]
 
@@ -62,18 +66,16 @@ def tune_competitor(
     on_run: Callable[[RunRecord], None] | None = None,
 ) -> Tuned:
     """The best of the controllers on these tasks."""
-    left, shares, spent = list(range(len(tried))), dict.fromkeys(range(len(tried)), 0.0), 0.0
-    previous: dict[int, list[RunRecord]] = {}
-    for number, own in enumerate(plan_rounds(len(tried), tasks)):
+    left, shares = list(range(len(tried))), dict.fromkeys(range(len(tried)), 0.0)
+    runs: dict[int, list[RunRecord]] = {at: [] for at in left}
+    for own in plan_rounds(len(tried), tasks):
         left = sorted(left, key=shares.__getitem__)[: own.candidates]
         jobs = [Job(tried[at], task, own.seed) for at in left for task in own.tasks]
-        records = run_jobs(jobs, settings, on_run=on_run)
-        spent += sum(record.cost for record in records)
-        count = len(own.tasks)
-        found = {at: records[position * count : (position + 1) * count] for position, at in enumerate(left)}
-        # The last round's runs count beside those of the one before, which were on the same tasks.
-        previous = {at: (previous[at] if number == 2 else []) + runs for at, runs in found.items()}
-        shares = {at: average_share(runs) for at, runs in previous.items()}
+        records = iter(run_jobs(jobs, settings, on_run=on_run))
+        for at in left:
+            runs[at] += [next(records) for _ in own.tasks]
+        shares = {at: average_share(runs[at]) for at in left}
+    spent = sum(record.cost for own in runs.values() for record in own)
     best = min(shares, key=shares.__getitem__)
     return Tuned(tried[best], shares[best], round(spent / (settings.ticks_per_decision * settings.microbatch)))
 
