@@ -1,4 +1,4 @@
-"""Measure what an update of each optimizer costs, and store it in envs/engine/prices.json with its provenance.
+"""Measure what an update of each optimizer costs, store it in envs/engine/prices.json, and write docs/prices.md.
 
 In passes over a microbatch (forward and backward), in one thread, on every model of the task families and on an MLP of
 784-256-256-10 at several microbatches. Close everything else first: it is a measurement of time.
@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from loopwright.agents.controllers.competitors import COMPETITORS
 from loopwright.agents.controllers.optimizers import Optimized
 from loopwright.envs.engine.prices import PRICE_ROUNDS, PRICES_FILE, measure_prices, read_prices
 from loopwright.envs.loop.ledger import read_versions
+from loopwright.envs.loop.plan import OPTIMIZERS
 from loopwright.inner_tasks.models import MLP, ModelSpec
 from loopwright.inner_tasks.registry import list_families
 from loopwright.scripts.run import run
@@ -32,7 +34,9 @@ class Config:
     microbatch: int = 16
     """Samples of a tick, for the models of the task families."""
     show: bool = False
-    """Measure nothing; print what is stored, as Markdown."""
+    """Measure nothing; write the page of what is stored, and print it."""
+    docs: Path = Path("docs")
+    """Where prices.md goes."""
 
 
 def list_library_optimizers() -> dict[str, Optimized]:
@@ -45,19 +49,36 @@ def count_parameters(model: ModelSpec) -> int:
     return sum(parameter.numel() for parameter in model.build().parameters())
 
 
-def write_table(entries: list[dict[str, Any]]) -> str:
-    """The stored prices as Markdown."""
+def page(stored: dict[str, Any]) -> str:
+    """docs/prices.md: a row for each model and microbatch, the smallest model first."""
+    provenance, entries = stored["provenance"], stored["entries"]
     names = list(entries[0]["passes"])
-    lines = [f"| model | parameters | microbatch | {' | '.join(names)} |", "|---|" + "---:|" * (2 + len(names))]
+    own, others = names[: len(OPTIMIZERS)], names[len(OPTIMIZERS) :]
+    lines = [
+        "# What an update costs",
+        "",
+        "Written by `loopwright prices`: seconds of one update over seconds of forward and backward on one microbatch,",
+        f"the fastest of several implementations, median of {provenance['rounds']} rounds, one thread,",
+        f"{provenance['cpu']}, torch {provenance['versions']['torch']}, {provenance['date']}.",
+        f"{', '.join(f'`{name}`' for name in own)} are the rules that a plan can ask for; the others are what",
+        "competitors use. Under the price list `measured` every update is charged so many passes over its microbatch;",
+        "under `gradients` it is free, as it nearly is for large models and large batches.",
+        "",
+        f"| model | parameters | microbatch | {' | '.join((*own, *others))} |",
+        "|---|" + "---:|" * (2 + len(names)),
+    ]
     for entry in sorted(entries, key=lambda entry: (entry["parameters"], entry["microbatch"])):
         prices = " | ".join(f"{entry['passes'][name]:.2g}" for name in names)
-        lines.append(f"| {entry['model']} | {entry['parameters']} | {entry['microbatch']} | {prices} |")
-    return "\n".join(lines)
+        lines.append(f"| `{entry['model']}` | {entry['parameters']} | {entry['microbatch']} | {prices} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(config: Config) -> None:
+    config.docs.mkdir(parents=True, exist_ok=True)
     if config.show:
-        print(write_table(json.loads(PRICES_FILE.read_text())["entries"]))
+        written = page(json.loads(PRICES_FILE.read_text()))
+        (config.docs / "prices.md").write_text(written)
+        print(written)
         return
     models = list(dict.fromkeys(model for family in list_families().values() for model in family.models))
     wanted = [*((model, config.microbatch) for model in models), *((WIDE, microbatch) for microbatch in WIDE_AT)]
@@ -72,6 +93,7 @@ def main(config: Config) -> None:
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     PRICES_FILE.write_text(f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
     read_prices.cache_clear()
+    (config.docs / "prices.md").write_text(page({"provenance": provenance, "entries": entries}))
     table = Table("model", *(Column(name, justify="right") for name in entries[0]["passes"]))
     for entry in entries:
         table.add_row(f"{entry['model']} at {entry['microbatch']}", *(f"{v:.2g}" for v in entry["passes"].values()))

@@ -217,6 +217,15 @@ def test_scores_trains_families_and_writes_their_page(loopwright: Command, tmp_p
     assert sum("`mnist-mlp`" in row for row in rows) == 1  # listed, not trained
 
 
+def test_the_page_of_prices_is_that_of_the_stored_ones(loopwright: Command, tmp_path: Path) -> None:
+    written = loopwright("prices", "--show", "--docs", "pages", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    text = (tmp_path / "pages/prices.md").read_text()
+    assert text == (ROOT / "docs/prices.md").read_text()
+    (row,) = (row for row in text.splitlines() if "inputs=784" in row and "| 64 |" in row)
+    assert all(0 < float(price) < 30 for price in row.split("|")[4:-1])
+
+
 @pytest.mark.slow
 def test_calibration_stores_what_it_can_find_again(tmp_path: Path) -> None:
     """In a copy of the package, whose targets are its own."""
