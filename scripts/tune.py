@@ -41,7 +41,7 @@ class Config:
     tasks: int = 24
     """Tasks of the training suite they are tried on."""
     missing: bool = False
-    """Leave alone what was tuned already: to go on where an interruption was."""
+    """Leave alone what was tuned over as many configurations and tasks already: to go on after an interruption."""
 
 
 class Counted:
@@ -67,12 +67,14 @@ def main(config: Config) -> None:
     names = get_suite("train").tasks()[: config.tasks]
     for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)
-        if config.missing and name in read_tuned_lists().get(prices, {}):
+        configurations = config.configurations or competitor.configurations
+        before = read_tuned_lists().get(prices, {}).get(name)
+        if config.missing and before and before["configurations"] >= configurations and before["tasks"] >= len(names):
             continue
         settings = EpisodeSettings(compile=compile_where_possible(), prices=prices)
         constant = read_tuned_lists().get(prices, {}).get("constant")
         best = restore_controller("constant", constant["settings"]).start if constant else None
-        tried = list(competitor.candidates(config.configurations or competitor.configurations, best))
+        tried = list(competitor.candidates(configurations, best))
         tasks = get_tasks(names)
         runs = sum(own.runs for own in plan_rounds(len(tried), tasks))
         with tqdm(total=runs, desc=f"{name}, {prices}", unit="run") as bar:
