@@ -73,9 +73,7 @@ def evaluate(
     show: bool = True,
 ) -> Evaluation:
     """``judge`` with progress bars."""
-    counts = count_runs(
-        len(bundles), count_tasks(suites), seeds, competitors, searches=searches, rate_spread=rate_spread
-    )
+    counts = count_runs(bundles, count_tasks(suites), seeds, competitors, searches=searches, rate_spread=rate_spread)
     with ExitStack() as stack:
         bars = {
             name: stack.enter_context(tqdm(total=total, desc=name, unit="run", disable=not show, position=position))

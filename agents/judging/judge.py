@@ -21,6 +21,7 @@ from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, TUNING, Eval
 from loopwright.agents.judging.results import ResultsFile, RunRecord
 from loopwright.agents.judging.search import list_searches
 from loopwright.agents.judging.timing import Timing, TimingsFile
+from loopwright.agents.judging.typical_schedule import SCHEDULE_SEEDS, list_training_tasks, make_typical_schedule
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -78,7 +79,11 @@ def judge(
     run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
     rivals = list_rivals(names, settings.price_list.name)
-    field = [*contestants, *rivals, *(_list_extras(controllers[0]) if everything else ())]
+    field = [*contestants, *rivals]
+    if everything:
+        with limit_threads(1):
+            schedule = make_typical_schedule(controllers[0], settings, folder, lambda done: progress("schedule", done))
+        field += [*_list_extras(controllers[0]), Entrant(schedule.name, "ablation", (give_always(schedule),))]
     judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
     header = {"suites": members, "seeds": run_seeds, "settings": judged, "rate_spread": rate_spread}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
@@ -155,7 +160,7 @@ def _pick(records: Sequence[RunRecord], methods: Sequence[Method], trainings: in
 
 
 def count_runs(
-    policies: int,
+    policies: Sequence[Controller],
     tasks: int,
     seeds: int,
     competitors: str | Sequence[str],
@@ -167,9 +172,10 @@ def count_runs(
     names = expand_competitors(competitors)
     runs = tasks * seeds
     if competitors != "all" or rate_spread:
-        return {"runs": (policies + 1 + len(names)) * runs, "timings": tasks}
+        return {"runs": (len(policies) + 1 + len(names)) * runs, "timings": tasks}
     return {
-        "runs": (policies + 1 + len(names) + 2) * runs,
+        "schedule": len(list_training_tasks(policies[0])) * len(SCHEDULE_SEEDS),
+        "runs": (len(policies) + 1 + len(names) + 3) * runs,
         **({"searches": len(list_searches()) * runs} if searches else {}),
         "replays": runs,
         "timings": tasks,

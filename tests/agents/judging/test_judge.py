@@ -25,6 +25,7 @@ from loopwright.agents.judging.runner import Job, run_controller, run_jobs
 from loopwright.agents.judging.search import TRIALS, Search, list_searches, run_searches
 from loopwright.agents.judging.statistics import GEQ, SECONDS
 from loopwright.agents.judging.timing import ROUNDS, convert_to_seconds, time_methods
+from loopwright.agents.judging.typical_schedule import SCHEDULE, TYPICAL, find_typical_plans
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -48,7 +49,7 @@ def bundle(seed: int, knobs: str = "all") -> Policy:
     kept = KnobSet(knobs)
     outputs = sum(len(knob.steps) for knob in kept.knobs)
     network = torch.nn.Sequential(torch.nn.Linear(len(OBSERVATION_NAMES), outputs))
-    return Policy(network, kept, get_starting_plan("tuned"), training={"decisions": 1000})
+    return Policy(network, kept, get_starting_plan("tuned"), training={"decisions": 1000, "suite": TINY})
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,12 @@ def everything(tiny_suite: None, tmp_path_factory: pytest.TempPathFactory) -> tu
 @pytest.mark.slow
 def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
     evaluation, folder, counted = everything
-    names = [AGENT, "agent (lr)", "default AdamW", *COMPETITORS, ORACLE, RANDOM_POLICY, *list_searches(), OPEN_LOOP]
+    names = [AGENT, "agent (lr)", "default AdamW", *COMPETITORS, ORACLE, RANDOM_POLICY, TYPICAL]
+    names += [*list_searches(), OPEN_LOOP]
     assert sorted(evaluation.names) == sorted(names)
     runs = Counter(r.method for r in evaluation.records)
     assert runs == {name: 4 if name == AGENT else 2 for name in names}
-    assert counted == count_runs(3, 1, 2, "all")
+    assert counted == count_runs([bundle(0), bundle(1), bundle(2, "lr")], 1, 2, "all")
     assert {timing.method for timing in evaluation.timings} == set(names)
     assert all(timing.seconds_per_geq > 0 and 0 <= timing.overhead < 1 for timing in evaluation.timings)
     assert evaluation.rival == find_best_single(COMPETITORS)
@@ -88,6 +90,27 @@ def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, C
         assert record.easier_cost <= record.cost  # it is held when the target is, if not before
     _, kept = read_results(folder / RESULTS)
     assert [r.key for r in kept] == [r.key for r in evaluation.records]
+
+
+def test_the_typical_schedule_is_the_median_of_what_goes_on() -> None:
+    runs = [[LoopPlan("adamw", rate, batch=b) for rate, b in zip(rates, (1, 4, 4), strict=False)]
+            for rates in ((1e-3, 1e-2, 1e-1), (1e-3, 2e-2), (3e-3, 4e-2), (5e-3,), (6e-3,))]  # fmt: skip
+    runs[0][1] = replace(runs[0][1], optimizer="muon")
+    plans = find_typical_plans(runs)
+    assert [(plan.learning_rate, plan.batch, plan.optimizer) for plan in plans] == [
+        (3e-3, 1, "adamw"),
+        (2e-2, 4, "adamw"),
+    ]
+
+
+def test_the_typical_schedule_is_kept_and_replayed(everything: tuple[Evaluation, Path, Counter[str]]) -> None:
+    evaluation, folder, _ = everything
+    kept = json.loads((folder / SCHEDULE).read_text())
+    assert kept["made_by"]["prices"] == "gradients"
+    plans = tuple(LoopPlan.from_json(plan) for plan in kept["plans"])
+    for record in (r for r in evaluation.records if r.method == TYPICAL):
+        (again,) = run_controller(OpenLoop(plans), [get_task(TASK)], [record.seed], SHORT)
+        assert (again.cost, again.outcome) == (record.cost, record.outcome)
 
 
 def test_an_evaluation_that_is_there_is_not_run_again(
@@ -249,7 +272,7 @@ def test_on_the_untuned_track_all_start_from_the_same_factor(tiny_suite: None, t
     assert len(set(factors.values())) == 2
     assert all(10**-1.5 < factor < 10**1.5 for factor in factors.values())
     traced = [r for r in found.records if r.trace and r.method in ("constant", "default AdamW")]
-    assert len(traced) == 3  # the rival's, from both seeds, and one of the other
+    assert len(traced) == 2 + (found.rival == "constant")  # the rival's from both seeds, and one of others
     for record in traced:
         rate = tuned[record.method].start.learning_rate * factors[record.seed]  # type: ignore[union-attr]
         assert record.trace[0].plan.learning_rate == pytest.approx(rate, rel=1e-5)
