@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("inner_tasks", "envs", "agents", "scripts")
 DATA = ("py.typed", "envs/engine/prices.json", "inner_tasks/targets.json", "inner_tasks/checksums.json",
-        "agents/controllers/tuned.json",
+        "agents/controllers/tuned.json", "agents/controllers/shipped/core.safetensors",
         "agents/judging/report.html.jinja")  # fmt: skip
 
 
@@ -35,6 +35,26 @@ def copy_of_the_tree(tree: Path) -> None:
             target.symlink_to(source.readlink())
         elif source.exists():
             target.write_bytes(source.read_bytes())
+
+
+def load_shipped_policies(wheel: Path, folder: Path) -> None:
+    """Every policy that the wheel brings along decides something, read from the wheel and nothing else."""
+    zipfile.ZipFile(wheel).extractall(folder)
+    code = """
+        import loopwright, numpy
+        assert loopwright.__file__.startswith(FOLDER), loopwright.__file__
+        for name in loopwright.list_policies():
+            policy = loopwright.load_policy(name)
+            actions, _ = policy.predict(numpy.zeros((3, len(loopwright.OBSERVATION_NAMES)), numpy.float32))
+            assert actions.shape == (3, len(policy.knobs.choices))
+        print(*loopwright.list_policies())
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code).replace("FOLDER", repr(str(folder)))],
+        cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == sorted(Path(name).stem for name in DATA if name.endswith(".safetensors"))
 
 
 def test_wheel_and_sdist_hold_the_tree(tmp_path: Path) -> None:
@@ -56,6 +76,7 @@ def test_wheel_and_sdist_hold_the_tree(tmp_path: Path) -> None:
     expected = {f"loopwright/{name}" for name in ("__init__.py", *DATA, *modules)}
     (wheel,) = tmp_path.glob("*.whl")
     assert {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name} == expected
+    load_shipped_policies(wheel, tmp_path / "unpacked")
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}

@@ -104,7 +104,10 @@ def group_trainings(controllers: Sequence[Controller]) -> list[Entrant]:
 
 
 def _label(controller: Controller) -> str:
-    return controller.knobs.name if isinstance(controller, Policy) else controller.name
+    if not isinstance(controller, Policy):
+        return controller.name
+    hidden = controller.training.get("hidden", ())
+    return f"{controller.knobs.name}, without {', '.join(hidden)}" if hidden else controller.knobs.name
 
 
 def describe_method(controller: Controller) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """Tuning: which of a competitor's candidates does best on the training suite, all on the same tasks and seeds.
 
-By successive halving (Jamieson & Talwalkar 2016): all candidates run on a task of each family that is cheap to run, the
-better ones on the other tasks too, and the best of these on all tasks once more, from another seed. All runs of a
-candidate count.
+By successive halving (Jamieson & Talwalkar 2016): all candidates run on a few tasks that are cheap to run, each of
+another family; the better ones on one of every cheap family, the better of these on the other tasks too, and the best
+on all tasks once more, from another seed. All runs of a candidate count.
 """
 
 import math
@@ -18,8 +18,9 @@ from loopwright.envs.loop.controller import Controller
 from loopwright.inner_tasks.task import Task
 
 TUNING_SEEDS = (9_000_000, 9_000_001)
-CHEAPEST_FAMILIES = 10  # a task of each is what all candidates run on
-KEPT = (8, 4)  # one in so many goes on after the first and the second round
+CHEAP_FAMILIES = 10  # a task of each is what the first two rounds run on
+FIRST_TASKS = 4
+KEPT = (4, 4, 2)  # one candidate in so many goes on after the first, the second and the third round
 EDGE = 0.05  # of a range
 
 
@@ -48,14 +49,16 @@ def plan_rounds(candidates: int, tasks: Sequence[Task]) -> list[Round]:
     of_family: dict[str, Task] = {}
     for task in sorted(tasks, key=lambda task: measure_cost(task.model).flops):
         of_family.setdefault(task.name.split(":")[0], task)
-    cheapest = list(of_family.values())[:CHEAPEST_FAMILIES]
-    better = max(1, candidates // KEPT[0])
-    best = max(1, better // KEPT[1])
-    return [
-        Round(candidates, cheapest, TUNING_SEEDS[0]),
-        Round(better, [task for task in tasks if task not in cheapest], TUNING_SEEDS[0]),
-        Round(best, list(tasks), TUNING_SEEDS[1]),
-    ]
+    cheap = list(of_family.values())[:CHEAP_FAMILIES]
+    first = cheap[:: math.ceil(len(cheap) / FIRST_TASKS)]
+    rounds = [Round(candidates, first, TUNING_SEEDS[0])]
+    for kept, own, seed in (
+        (KEPT[0], [task for task in cheap if task not in first], TUNING_SEEDS[0]),
+        (KEPT[1], [task for task in tasks if task not in cheap], TUNING_SEEDS[0]),
+        (KEPT[2], list(tasks), TUNING_SEEDS[1]),
+    ):
+        rounds.append(Round(max(1, rounds[-1].candidates // kept), own, seed))
+    return rounds
 
 
 def tune_competitor(

@@ -16,10 +16,18 @@ ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
 BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
 GAMMA = 0.995
-# What ``loopwright train --preset`` stands for: trainings whose agents are judged in docs/results.
+# What ``loopwright train --preset`` stands for: the trainings of shipped policies, and of what they are judged beside.
+_LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "options": {"n_steps": 16}}
 PRESETS: dict[str, dict[str, Any]] = {
-    knobs: {"suite": "train", "knobs": knobs, "steps": 600_000}
-    for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")
+    **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")},
+    "blind": {**_LONG, "knobs": "core", "hidden": ("feedback",)},
+}
+# What can be hidden by one name: all but the clock of a run, what is known of it beforehand, what updates cost.
+CLOCK = ("decisions", "budget_given", "budget_left", "budget_passes")
+HIDDEN_GROUPS: dict[str, tuple[str, ...]] = {
+    "feedback": tuple(name for name in OBSERVATION_NAMES if name not in CLOCK),
+    "context": ("size_given", "parameters", "samples", "passes", "budget_passes"),
+    "prices": ("prices_given", "price_*"),
 }
 
 
@@ -50,7 +58,8 @@ class TrainingConfig:
     withheld: float = 0.1
     """Chance with which each source is withheld from the policy: control split, target, budget, size, prices."""
     hidden: tuple[str, ...] = ()
-    """Features that the policy never sees, by name or, with a "*" at the end, by how the name begins; for ablations."""
+    """Features that the policy never sees, for ablations: names, beginnings of names with a "*" at the end, or
+    "feedback" (all but budget and decisions), "context" (sizes, passes), "prices"."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000
@@ -81,11 +90,11 @@ class TrainingConfig:
 def find_hidden(patterns: Sequence[str]) -> list[int]:
     """The positions in an observation of the features that are hidden. Raises ``UnknownNameError`` where none is."""
     found: set[int] = set()
-    for pattern in patterns:
+    for pattern in (name for given in patterns for name in HIDDEN_GROUPS.get(given, (given,))):
         stem, any_end = pattern.removesuffix("*"), pattern.endswith("*")
         own = [i for i, name in enumerate(OBSERVATION_NAMES) if name == stem or (any_end and name.startswith(stem))]
         if not own:
-            raise UnknownNameError("feature", pattern, list(OBSERVATION_NAMES))
+            raise UnknownNameError("feature", pattern, [*HIDDEN_GROUPS, *OBSERVATION_NAMES])
         found.update(own)
     return sorted(found)
 

@@ -181,14 +181,16 @@ def test_tuning_halves_the_candidates_and_keeps_the_cheapest(small_task: Task) -
     tried = [Constant(LoopPlan(learning_rate=10 ** (-5 + 0.2 * i), batch=1)) for i in range(16)]
     ran: list[RunRecord] = []
     winner, share, decisions = tune_competitor(tried, [small_task], SHORT, on_run=ran.append)
-    assert [own.runs for own in plan_rounds(16, [small_task])] == [16, 0, 1]
+    assert [own.runs for own in plan_rounds(16, [small_task])] == [16, 0, 0, 1]
     assert len(ran) == 17
     alone = [average_share(run_controller(c, [small_task], TUNING_SEEDS[:1], SHORT)) for c in tried]
     assert winner == tried[alone.index(min(alone))]
     assert share == pytest.approx(average_share(run_controller(winner, [small_task], TUNING_SEEDS, SHORT)), rel=1e-3)
     assert decisions > 0
     others = [replace(small_task, name=name) for name in (f"{small_task.name.split(':')[0]}:9", "another:0")]
-    assert [own.runs for own in plan_rounds(64, [small_task, *others])] == [64 * 2, 8, 2 * 3]
+    assert [own.runs for own in plan_rounds(64, [small_task, *others])] == [64 * 2, 0, 4 * 1, 2 * 3]
+    many = [replace(small_task, name=f"{family}:{draw}") for family in "abcdefghijkl" for draw in (0, 1)]
+    assert [own.runs for own in plan_rounds(128, many)] == [128 * 4, 32 * 6, 8 * 14, 4 * 24]
 
 
 def test_a_winner_at_the_edge_of_its_range_is_found_out() -> None:

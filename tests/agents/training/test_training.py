@@ -19,7 +19,7 @@ from loopwright.agents.controllers.bundle import load_policy, save_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.runner import run_controller
 from loopwright.agents.training.callback import TrainingCallback
-from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, TrainingConfig
+from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, PRESETS, TrainingConfig, find_hidden
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.agents.training.trainer import train
 from loopwright.envs.engine.threads import limit_threads
@@ -177,8 +177,17 @@ def test_a_policy_gives_no_weight_to_what_was_hidden_from_it(tmp_path: Path) -> 
     assert len(unseen) == 5
     assert seen == [name for name in OBSERVATION_NAMES if name not in unseen]
     assert policy.training["hidden"] == ["price_*", "passes"]
-    with pytest.raises(UnknownNameError, match=r"unknown feature 'cost_\*'; known: train_progress"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown feature 'cost_\*'; known: feedback, context, prices, train_prog"
+    ):
         TrainingConfig(hidden=("cost_*",))
+
+
+def test_the_blind_agent_sees_budget_and_decisions_alone() -> None:
+    hidden = find_hidden(TrainingConfig(**PRESETS["blind"]).hidden)
+    seen = [name for position, name in enumerate(OBSERVATION_NAMES) if position not in hidden]
+    assert seen == ["decisions", "budget_given", "budget_left", "budget_passes"]
+    assert find_hidden(["prices", "prices_given"]) == find_hidden(["prices_given", "price_*"])
 
 
 def test_what_is_hidden_is_zero_in_every_observation() -> None:
