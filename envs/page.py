@@ -49,7 +49,9 @@ and what a rollback or the guard throws away stays charged. An update costs what
 Chosen by `settings.reward` (`envs.episode.reward.REWARDS`). "time": 1 on a hit, less the share of the budget spent,
 so that an episode that hits returns 1 - the share it used, and any other -1. "progress": the same, shaped by a
 potential, the progress towards the target counted in the cost at which the task's best static configuration gets as
-far; `settings.discount` is what the shaping discounts by. "anytime": the mean progress over the budget.
+far; `settings.discount` is what the shaping discounts by. "log-progress": that with the bill in logarithms, so that
+halving a cost is worth as much wherever it stands, which is how costs are compared. "anytime": the mean progress over
+the budget.
 
 ## Guard
 

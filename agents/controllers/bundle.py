@@ -2,7 +2,7 @@
 
 The card says how the observation was laid out, which knobs the actions move and from which plan, what network the
 weights belong to, and how the policy was trained. It also carries the SHA-256 of the weights and of itself, so that a
-file that was cut short or altered is refused.
+file that was cut short or altered is refused. Policies that the package brings along are loaded by their names.
 """
 
 import json
@@ -19,6 +19,7 @@ from loopwright.envs.loop.plan import LoopPlan
 
 CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
              "widths", "start", "training", "sha256"}  # fmt: skip
+SHIPPED = Path(__file__).with_name("shipped")
 
 
 def save_policy(policy: Policy, path: Path | str) -> None:
@@ -29,14 +30,26 @@ def save_policy(policy: Policy, path: Path | str) -> None:
     save_file(policy.weights, path, metadata={"card": json.dumps(card)})
 
 
+def list_policies() -> list[str]:
+    """The names of the policies that the package brings along."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
 def load_policy(path: Path | str) -> Policy:
-    """Read a bundle. Raises ``BundleError`` if it is missing, cut short, altered, or made for another observation."""
+    """Read a bundle: a ``.safetensors`` file, or the name of one that the package brings along (``list_policies``).
+
+    Raises ``BundleError`` if it is missing, cut short, altered, or made for another observation.
+    """
+    if str(path) in list_policies():
+        path = SHIPPED / f"{path}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {})["card"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except FileNotFoundError:
-        raise BundleError(f"no bundle at {path}") from None
+        raise BundleError(
+            f"no bundle at {path}; the policies that come with the package are {', '.join(list_policies())}"
+        ) from None
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as problem:
         raise BundleError(f"{path} is not a readable policy bundle: {problem}") from None
     if not isinstance(card, dict) or card.get("format") != POLICY_FORMAT or set(card) != CARD_KEYS:

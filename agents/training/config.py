@@ -8,6 +8,7 @@ import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from loopwright.agents.controllers.tuned import get_starting_plan
+from loopwright.envs.episode.reward import find_reward
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.extras import import_extra
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
@@ -53,6 +54,8 @@ class TrainingConfig:
     """Episodes start with the learning rate times 10^U(-spread, spread), lest the policy rely on its start."""
     fields_spread: float = 0.3
     """Chance with which an episode starts with another optimizer, momentum, batch, ... than the starting plan's."""
+    reward: str = "log-progress"
+    """What it is rewarded for: see the environment's page."""
     prices: str = "drawn"
     """What updates cost: "gradients" (nothing), "measured", or "drawn" for every episode, for the policy to read."""
     withheld: float = 0.1
@@ -79,6 +82,7 @@ class TrainingConfig:
                 raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
         get_starting_plan(self.start)  # raises for an unknown name
         find_hidden(self.hidden)
+        find_reward(self.reward)
         if self.algorithm in BOX_ONLY and self.action == "discrete":
             raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
 
-STANDING_STILL = 2.0  # added to the logit of the action that leaves a knob alone, before training
+STANDING_STILL = 0.9  # chance of the action that leaves a knob alone, before training
 
 
 def train(
@@ -47,7 +48,10 @@ def train(
     checkpoint = folder / "checkpoint.zip"
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
-    settings = replace(settings or EpisodeSettings(compile=config.compile), discount=discount, prices=config.prices)
+    settings = replace(
+        settings or EpisodeSettings(compile=config.compile), discount=discount, prices=config.prices,
+        reward=config.reward,
+    )  # fmt: skip
     if settings.compile and show_progress:
         tqdm.write("compiling the inner loop (half a minute, less the next time)")
     envs = _make_envs(config, settings)
@@ -123,12 +127,14 @@ def _make_model(config: TrainingConfig, folder: Path, envs: SB3VecEnv) -> BaseAl
 def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
     """Let a discrete policy begin by mostly leaving the plan alone, rather than by walking every knob at random.
 
-    A random walk of the knobs ruins nearly every run, and there is little to learn from ruins.
+    A random walk of the knobs ruins nearly every run, and there is little to learn from ruins. The more actions a knob
+    has, the larger the logit has to be: a fixed one wastes a third of a training.
     """
     action_net = getattr(model.policy, "action_net", None)
     if knobs.action == "discrete" and isinstance(action_net, nn.Linear):
         start = 0
         with torch.no_grad():
             for knob in knobs.knobs:
-                action_net.bias[start + knob.still] += STANDING_STILL
+                others = len(knob.steps) - 1
+                action_net.bias[start + knob.still] += math.log(STANDING_STILL / (1 - STANDING_STILL) * others)
                 start += len(knob.steps)

@@ -12,6 +12,8 @@ import torch
 
 from loopwright.envs.loop.errors import UnknownNameError
 
+LEAST_SHARE = 0.02  # of the budget: below it a run costs no less
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -42,8 +44,19 @@ def reward_progress(j: Judgement) -> torch.Tensor:
     discount an episode that hits returns 1 - the share of the budget it used, whatever its way, and one that misses or
     diverges -1, however near it came.
     """
-    ended = j.hit | j.missed | j.diverged
-    return reward_time(j) + torch.where(ended, 0.0, j.discount * j.phi) - j.phi_before
+    return reward_time(j) + _shape(j)
+
+
+def reward_log_progress(j: Judgement) -> torch.Tensor:
+    """As ``reward_progress`` with the bill in logarithms, as the judge averages costs: half the work is half the work.
+
+    Without a discount a hit returns 1 - log(share / LEAST_SHARE) / 2 with the share of the budget used, and a miss what
+    a hit with all of it would, less 1. Under ``reward_progress`` a run that could hit with a tenth of the budget has
+    little to gain by hitting with a twentieth, and everything is about not missing.
+    """
+    before = (j.spent - j.share).clamp(min=LEAST_SHARE)
+    now = torch.where(j.diverged, 1.0, j.spent).clamp(min=LEAST_SHARE)
+    return j.hit.float() - 0.5 * torch.log(now / before) + _shape(j)
 
 
 def reward_time(j: Judgement) -> torch.Tensor:
@@ -59,12 +72,18 @@ def reward_anytime(j: Judgement) -> torch.Tensor:
     return j.phi * j.share + torch.where(j.hit, 1 - j.spent, 0.0)
 
 
+def _shape(j: Judgement) -> torch.Tensor:
+    ended = j.hit | j.missed | j.diverged
+    return torch.where(ended, 0.0, j.discount * j.phi) - j.phi_before
+
+
 def _bill(j: Judgement) -> torch.Tensor:
     return torch.where(j.diverged, j.share + 1 - j.spent, j.share)
 
 
 REWARDS: dict[str, Callable[[Judgement], torch.Tensor]] = {
     "progress": reward_progress,
+    "log-progress": reward_log_progress,
     "time": reward_time,
     "anytime": reward_anytime,
 }

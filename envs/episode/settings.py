@@ -21,9 +21,9 @@ class EpisodeSettings:
         budget_factor: the budget, in multiples of the task's calibrated cost to target C*.
         prices: what updates cost (``envs.engine.prices``): "gradients" (nothing), "measured", geq by optimizer, or a
             list of one's own; "drawn", or another distribution, in an environment. C* is priced alike.
-        reward: what a decision earns: "progress", "time" or "anytime" (``envs.episode.reward``).
+        reward: what a decision earns: "progress", "log-progress", "time" or "anytime" (``envs.episode.reward``).
         guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
-        discount: the agent's discount per decision, in (0, 1], which the shaping in "progress" takes into account.
+        discount: the agent's discount per decision, in (0, 1], which the shaping by progress takes into account.
         compile: fuse the tick with ``torch.compile``.
         device: where the lanes live.
     """

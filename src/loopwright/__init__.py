@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
-    from loopwright.agents.controllers.bundle import load_policy, save_policy
+    from loopwright.agents.controllers.bundle import list_policies, load_policy, save_policy
     from loopwright.agents.controllers.policy import Policy
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from loopwright.inner_tasks.task import Task
 
 _MODULES = {
-    "agents.controllers.bundle": ("load_policy", "save_policy"),
+    "agents.controllers.bundle": ("list_policies", "load_policy", "save_policy"),
     "agents.controllers.policy": ("Policy",),
     "agents.controllers.tuned": ("load_competitors",),
     "agents.judging.judge": ("judge",),
@@ -102,6 +102,7 @@ __all__ = [
     "get_task",
     "judge",
     "list_families",
+    "list_policies",
     "list_suites",
     "load_competitors",
     "load_policy",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from loopwright.agents.controllers.bundle import load_policy, save_policy
+from loopwright.agents.controllers.bundle import SHIPPED, list_policies, load_policy, save_policy
 from loopwright.agents.controllers.policy import Policy
+from loopwright.agents.controllers.simple import Constant
 from loopwright.agents.judging.runner import run_controller
 from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, PRESETS, TrainingConfig, find_hidden
 from loopwright.agents.training.extraction import extract_policy
-from loopwright.agents.training.trainer import train
+from loopwright.agents.training.trainer import STANDING_STILL, prefer_standing_still, train
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import BundleError, LoopwrightError, UnknownNameError
@@ -30,7 +32,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERS
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
-from loopwright.inner_tasks import Task
+from loopwright.inner_tasks import Task, get_task
 
 QUICK = EpisodeSettings(budget_factor=0.4)
 TINY = {"lanes": 4, "suite": "demo-new", "compile": False, "checkpoint_every": 64}
@@ -220,6 +222,16 @@ def test_a_discrete_policy_moves_a_knob_by_its_mean_step() -> None:
     assert bundle.act(torch.zeros(1, len(OBSERVATION_NAMES))).tolist() == [[3, 2]]
 
 
+def test_before_training_every_knob_mostly_stands_still() -> None:
+    envs = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], settings=QUICK, knobs="all", autoreset_mode="SameStep")
+    model = PPO("MlpPolicy", SB3VecEnv(envs), seed=0, device="cpu", n_steps=4, batch_size=8)
+    prefer_standing_still(model, envs.knobs)
+    observation = torch.randn(64, len(OBSERVATION_NAMES))
+    chosen = model.policy.get_distribution(observation).distribution
+    for knob, own in zip(envs.knobs.knobs, chosen, strict=True):
+        assert own.probs[:, knob.still].tolist() == pytest.approx([STANDING_STILL] * 64, abs=0.02)
+
+
 def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     first = TrainingConfig(steps=64, options=SMALL_PPO, **TINY)
     with pytest.raises(LoopwrightError, match="nothing to resume"):
@@ -290,7 +302,7 @@ def test_an_altered_card_is_refused(bundle: Path) -> None:
     rewrite(bundle, {"knobs": "clip"})
     with pytest.raises(BundleError, match="altered"):
         load_policy(bundle)
-    with pytest.raises(BundleError, match="no bundle at"):
+    with pytest.raises(BundleError, match=r"no bundle at .*nothing; the policies that come with the package are core"):
         load_policy(bundle.with_name("nothing"))
 
 
@@ -298,6 +310,17 @@ def test_a_bundle_of_another_observation_version_is_refused(bundle: Path, monkey
     monkeypatch.setattr("loopwright.agents.controllers.bundle.OBSERVATION_VERSION", 99)
     with pytest.raises(BundleError, match=f"made for observation version {OBSERVATION_VERSION}"):
         load_policy(bundle)
+
+
+@pytest.mark.parametrize("name", list_policies())
+def test_a_shipped_policy_finds_the_learning_rate(name: str) -> None:
+    """From a hundredth of the tuned learning rate it hits nearly always, where what it started from never does."""
+    policy = load_policy(name)
+    assert policy.fingerprint == load_policy(SHIPPED / f"{name}.safetensors").fingerprint
+    far = replace(policy, start=replace(policy.start, learning_rate=policy.start.learning_rate / 100))
+    task, seeds = get_task("digits-mlp:100000"), range(4)
+    assert not any(run.hit for run in run_controller(Constant(far.start), [task], seeds))
+    assert sum(run.hit for run in run_controller(far, [task], seeds)) >= 3
 
 
 def test_saving_again_changes_nothing(bundle: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from loopwright.envs.episode.calibration import Calibrator, list_configurations
 from loopwright.envs.episode.decision import DIVERGED, HIT, MISS
 from loopwright.envs.episode.hold_rule import hold_losses
 from loopwright.envs.episode.progress import ProgressMeter
-from loopwright.envs.episode.reward import REWARDS, Judgement
+from loopwright.envs.episode.reward import LEAST_SHARE, REWARDS, Judgement
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import UncalibratedTaskError
@@ -108,18 +108,34 @@ def test_anytime_is_the_mean_progress_over_the_budget() -> None:
 PATHS = st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted)
 
 
-@given(PATHS, st.sampled_from(["hit", "miss", "diverged"]), st.floats(0.5, 1.0))
-def test_shaping_changes_no_discounted_return(path: list[float], outcome: str, discount: float) -> None:
+@pytest.mark.parametrize("reward", ["progress", "log-progress"])
+@given(path=PATHS, outcome=st.sampled_from(["hit", "miss", "diverged"]), discount=st.floats(0.5, 1.0))
+def test_shaping_changes_no_discounted_return(reward: str, path: list[float], outcome: str, discount: float) -> None:
     """Discounted, the shaped return is that without shaping: phi is 0 where an episode begins and where it ends."""
     share = 1 / (len(path) + (outcome != "miss"))
     shaped = plain = before = 0.0
     for number, phi in enumerate(path):
         last = outcome if number == len(path) - 1 else ""
         step = judged(before, phi, share, share * (number + 1), last, discount)
-        shaped += discount**number * REWARDS["progress"](step).item()
-        plain += discount**number * REWARDS["time"](step).item()
+        shaped += discount**number * REWARDS[reward](step).item()
+        flat = replace(step, phi_before=torch.zeros(1), phi=torch.zeros(1))
+        plain += discount**number * REWARDS[reward](flat).item()
         before = phi
     assert shaped == pytest.approx(plain, abs=1e-5)
+
+
+def test_halving_a_cost_is_worth_as_much_wherever_it_stands() -> None:
+    def returned(decisions: int, outcome: str = "hit") -> float:
+        steps = [judged(0.0, 0.0, 0.05, 0.05 * (number + 1)) for number in range(decisions)]
+        steps[-1] = judged(0.0, 0.0, 0.05, 0.05 * decisions, outcome)
+        return sum(REWARDS["log-progress"](step).item() for step in steps)
+
+    halved = 0.5 * math.log(2)
+    assert returned(10) - returned(20) == pytest.approx(halved, abs=1e-5)
+    assert returned(2) - returned(4) == pytest.approx(halved, abs=1e-5)
+    assert returned(20, "miss") == pytest.approx(returned(20) - 1, abs=1e-5)
+    assert returned(4, "diverged") == pytest.approx(returned(20, "miss"), abs=1e-5)
+    assert returned(1) == pytest.approx(1 - 0.5 * math.log(0.05 / LEAST_SHARE), abs=1e-5)
 
 
 def test_a_near_miss_is_worth_no_more_than_a_hit() -> None:
