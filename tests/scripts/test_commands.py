@@ -16,6 +16,7 @@ import pytest
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.results import read_results
 from loopwright.agents.training.config import TrainingConfig
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_ledger
 from loopwright.scripts import train
 from loopwright.scripts.demo import clear
@@ -139,6 +140,11 @@ def test_a_demo_removes_nothing_that_no_demo_wrote(loopwright: Command, tmp_path
         assert message in refused.stderr
         assert sorted(path.name for path in thesis.parent.iterdir()) == ["policy.safetensors", "thesis.tex"]
     thesis.unlink()
+    (thesis.parent / "measured").mkdir()
+    (thesis.parent / "measured/chapter.tex").write_text("more of it")
+    with pytest.raises(LoopwrightError, match=r"what no demo wrote: measured/chapter\.tex"):
+        clear(thesis.parent)
+    (thesis.parent / "measured/chapter.tex").rename(thesis.parent / "measured/report.html")
     clear(thesis.parent)
     assert not list(thesis.parent.iterdir())
 
