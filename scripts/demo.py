@@ -39,8 +39,8 @@ class Config:
 
 
 # What a demo leaves in its folder, and in the folders for each price list: all that a later one may remove.
-TRAINED = ("checkpoint.zip", "checkpoint.new.zip", "training.json", "policy.safetensors", "tensorboard")
-JUDGED = (RESULTS, TIMINGS, *REPORT)
+LEFT_BY_TRAINING = ("checkpoint.zip", "checkpoint.new.zip", "training.json", "policy.safetensors", "tensorboard")
+LEFT_BY_JUDGING = (RESULTS, TIMINGS, *REPORT)
 
 
 def clear(folder: Path) -> None:
@@ -50,9 +50,13 @@ def clear(folder: Path) -> None:
     if not folder.is_dir():
         raise LoopwrightError(f"{folder} is a file; give a folder")
     found = list(folder.iterdir())
-    strange = sorted(path.name for path in found if path.name not in (*TRAINED, *JUDGED, *TUNED_LISTS))
+    strange = sorted(
+        path.name for path in found if path.name not in (*LEFT_BY_TRAINING, *LEFT_BY_JUDGING, *TUNED_LISTS)
+    )
     for prices in TUNED_LISTS:
-        strange += sorted(f"{prices}/{path.name}" for path in (folder / prices).glob("*") if path.name not in JUDGED)
+        strange += sorted(
+            f"{prices}/{path.name}" for path in (folder / prices).glob("*") if path.name not in LEFT_BY_JUDGING
+        )
     if strange:
         raise LoopwrightError(f"{folder} holds what no demo wrote: {', '.join(strange[:3])}; give another folder")
     for path in found:

@@ -49,7 +49,7 @@ def count_parameters(model: ModelSpec) -> int:
     return sum(parameter.numel() for parameter in model.build().parameters())
 
 
-def page(stored: dict[str, Any]) -> str:
+def write_prices_page(stored: dict[str, Any]) -> str:
     """docs/prices.md: a row for each model and microbatch, the smallest model first."""
     provenance, entries = stored["provenance"], stored["entries"]
     names = list(entries[0]["passes"])
@@ -76,7 +76,7 @@ def page(stored: dict[str, Any]) -> str:
 def main(config: Config) -> None:
     config.docs.mkdir(parents=True, exist_ok=True)
     if config.show:
-        written = page(json.loads(PRICES_FILE.read_text()))
+        written = write_prices_page(json.loads(PRICES_FILE.read_text()))
         (config.docs / "prices.md").write_text(written)
         print(written)
         return
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     PRICES_FILE.write_text(f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
     read_prices.cache_clear()
-    (config.docs / "prices.md").write_text(page({"provenance": provenance, "entries": entries}))
+    (config.docs / "prices.md").write_text(write_prices_page({"provenance": provenance, "entries": entries}))
     table = Table("model", *(Column(name, justify="right") for name in entries[0]["passes"]))
     for entry in entries:
         table.add_row(f"{entry['model']} at {entry['microbatch']}", *(f"{v:.2g}" for v in entry["passes"].values()))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import RandomPolicy
@@ -78,14 +79,9 @@ def judge(
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
     run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
-    rivals = list_rivals(names, settings.price_list.name)
-    field = [*contestants, *rivals]
-    if everything:
-        with limit_threads(1):
-            schedule = make_typical_schedule(controllers[0], settings, folder, lambda done: progress("schedule", done))
-        field += [*_list_extras(controllers[0]), Entrant(schedule.name, "ablation", (give_always(schedule),))]
-    judged = {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
-    header = {"suites": members, "seeds": run_seeds, "settings": judged, "rate_spread": rate_spread}
+    field = [*contestants, *list_rivals(names, settings.price_list.name)]
+    field += _list_extras(controllers[0], settings, folder, progress) if everything else []
+    header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
     rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
@@ -103,6 +99,11 @@ def judge(
     return _evaluate(contest, controllers, members, timings.timings, searches)
 
 
+def _describe(settings: EpisodeSettings) -> dict[str, Any]:
+    """The settings that a run depends on."""
+    return {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
+
+
 def _check(counts: dict[str, int], rate_spread: float) -> None:
     for what, count in counts.items():
         if count < 1:
@@ -111,11 +112,14 @@ def _check(counts: dict[str, int], rate_spread: float) -> None:
         raise LoopwrightError(f"rate_spread must lie in [0, 2], orders of magnitude; got {rate_spread}")
 
 
-def _list_extras(first: Controller) -> list[Entrant]:
-    """Who takes part besides in a whole comparison: the oracle, and random actions on the first agent's knobs."""
+def _list_extras(first: Controller, settings: EpisodeSettings, folder: Path, progress: Progress) -> list[Entrant]:
+    """Who else takes part in a whole comparison: the oracle, random actions, and the first agent's schedule."""
     knobs = first.knobs if isinstance(first, Policy) else KnobSet("all")
     random = RandomPolicy(first.start, knobs, RANDOM_POLICY)
-    return [Entrant(ORACLE, "oracle", (make_oracle,)), Entrant(RANDOM_POLICY, "ablation", (give_always(random),))]
+    with limit_threads(1):
+        schedule = make_typical_schedule(first, settings, folder, lambda done: progress("schedule", done))
+    ablations = [Entrant(own.name, "ablation", (give_always(own),)) for own in (random, schedule)]
+    return [Entrant(ORACLE, "oracle", (make_oracle,)), *ablations]
 
 
 def _evaluate(
