@@ -68,11 +68,11 @@ def main(config: Config) -> None:
     for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)
         configurations = config.configurations or competitor.configurations
-        before = read_tuned_lists().get(prices, {}).get(name)
+        stored = read_tuned_lists().get(prices, {})
+        before, constant = stored.get(name), stored.get("constant")
         if config.missing and before and before["configurations"] >= configurations and before["tasks"] >= len(names):
             continue
         settings = EpisodeSettings(compile=compile_where_possible(), prices=prices)
-        constant = read_tuned_lists().get(prices, {}).get("constant")
         best = restore_controller("constant", constant["settings"]).start if constant else None
         tried = list(competitor.candidates(configurations, best))
         tasks = get_tasks(names)

@@ -59,7 +59,8 @@ def judge(
         controllers: policies, or any dataclasses that are controllers; see ``group_trainings`` for which count as
             trainings of one method.
         suites: names of suites.
-        folder: where ``runs.jsonl`` and ``timings.jsonl`` are or will be; what is there is not done again.
+        folder: where ``runs.jsonl``, ``timings.jsonl`` and, with "all", ``schedule.json`` are or will be; what is there
+            is not done again.
         seeds: paired runs per task.
         competitors: "all", with searches, oracle and ablations; "basic"; or names.
         lanes, settings: inner runs side by side, and of the episodes.

@@ -59,7 +59,9 @@ def make_typical_schedule(
     records = run_controller(agent, get_tasks(names), SCHEDULE_SEEDS, settings, traced=True, on_run=count)
     plans = find_typical_plans([[point.plan for point in record.trace] for record in records])
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"made_by": made_by, "plans": [plan.as_json() for plan in plans]}) + "\n")
+    new = path.with_suffix(".new")  # an evaluation that is interrupted here goes on, too
+    new.write_text(json.dumps({"made_by": made_by, "plans": [plan.as_json() for plan in plans]}) + "\n")
+    new.replace(path)
     return OpenLoop(plans, TYPICAL)
 
 
