@@ -114,7 +114,12 @@ def test_a_ledger_holds_the_prices_and_is_executed_with_them(small_task: Task, t
 def test_an_environment_draws_prices_in_their_order(small_task: Task) -> None:
     low, high = find_price_range()
     rng, model = np.random.default_rng(0), small_task.model
-    drawn = [Drawn().draw(rng, model, 16) for _ in range(200)]
+    every = [Drawn().draw(rng, model, 16) for _ in range(600)]
+    free = [prices for prices in every if not any(prices.values())]
+    stored = [{name: 16 * entry[name] for name in OPTIMIZERS} for entry in read_prices().values()]
+    measured = [prices for prices in every if prices in stored]
+    drawn = [prices for prices in every if prices not in free and prices not in measured]
+    assert all(150 < len(kind) < 250 for kind in (free, measured, drawn))
     for prices in drawn:
         assert sorted(prices, key=prices.__getitem__) == sorted(high, key=high.__getitem__)
     muon = [prices["muon"] / 16 for prices in drawn]
@@ -127,7 +132,7 @@ def test_an_environment_draws_prices_in_their_order(small_task: Task) -> None:
     shown = [name for name in loopwright.OBSERVATION_NAMES if name.startswith("price_")]
     columns = [loopwright.OBSERVATION_NAMES.index(name) for name in shown]
     seen = {tuple(env.reset(seed=seed)[0][columns].tolist()) for seed in range(5)}
-    assert len(seen) == 5
+    assert len(seen) > 2
     assert tuple(env.reset(seed=3)[0][columns].tolist()) in seen
 
 
