@@ -36,15 +36,20 @@ def balance(matrices: torch.Tensor) -> torch.Tensor:
     By scaling vectors: a round is two products of the squared matrix and a vector. A row or column of zeros, whose
     scale is huge but finite, stays zero. Entries below 1e-15 or so count as zeros.
     """
-    square = matrices * matrices
+    rows, columns = _find_scales(matrices * matrices)
+    return (matrices * rows) * columns
+
+
+def _find_scales(square: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What rows ``[..., m, 1]`` and columns ``[..., 1, n]`` of a matrix are scaled by, from its square."""
     across = square.transpose(-2, -1)
-    m, n = matrices.shape[-2:]
+    m, n = square.shape[-2:]
     rows = (square.mean(-1, keepdim=True) + LEAST).reciprocal_()  # the squares of the scaling vectors
     columns = (across @ rows).div_(m).add_(LEAST).reciprocal_()
     for _ in range(BALANCINGS - 1):
         rows = (square @ columns).div_(n).add_(LEAST).reciprocal_()
         columns = (across @ rows).div_(m).add_(LEAST).reciprocal_()
-    return (matrices * rows.sqrt_()) * columns.sqrt_().transpose(-2, -1)
+    return rows.sqrt_(), columns.sqrt_().transpose(-2, -1)
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
@@ -121,6 +126,8 @@ def take_step(plan: LoopPlan, parts: Parts, bias1: float, bias2: float) -> None:
         for shape, positions in alike.items():
             if shape is None:
                 _step_adamw(plan, parts.pick(positions), bias1, bias2)
+            elif plan.optimizer == "sinkgd":
+                _step_sinkgd(plan, parts.pick(positions))
             else:
                 _step_matrices(plan, parts.pick(positions))
 
@@ -149,6 +156,19 @@ def _move(plan: LoopPlan, weights: list[torch.Tensor], directions: list[torch.Te
     if plan.weight_decay:
         torch._foreach_mul_(weights, 1 - plan.learning_rate * plan.weight_decay)
     torch._foreach_add_(weights, directions, alpha=-plan.learning_rate)
+
+
+def _step_sinkgd(plan: LoopPlan, parts: Parts) -> None:
+    """Matrix by matrix, each while it is in the cache, through one temporary: twice as fast as stacked."""
+    for weight, gradient, momentum, second in zip(*parts, strict=True):
+        second.mul_(plan.second_momentum).addcmul_(gradient, gradient, value=1 - plan.second_momentum)
+        momentum.lerp_(gradient, 1 - plan.momentum)
+        square = momentum * momentum
+        rows, columns = _find_scales(square)
+        if plan.weight_decay:
+            weight.mul_(1 - plan.learning_rate * plan.weight_decay)
+        torch.mul(momentum, rows, out=square)
+        weight.addcmul_(square, columns, value=-plan.learning_rate * STEP_RMS)
 
 
 def _step_matrices(plan: LoopPlan, parts: Parts) -> None:
