@@ -27,7 +27,6 @@ from loopwright.envs.loop.guard import FINE
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import Author
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, stack_plans
-from loopwright.envs.loop.telemetry import SUMS
 from loopwright.inner_tasks import MLP, Split, Task, get_task
 
 TASK, MICROBATCH = "mixtures:2", 16
@@ -149,7 +148,7 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
     loops = {name: ReferenceLoop(make_large_task(), 0, microbatch=256) for name in plans}
     # An update passes over all parameters a dozen times, whatever the batch: one in 32 microbatches leaves arithmetic.
     plans = {name: replace(plan, batch=32) for name, plan in plans.items()}
-    predicted = {name: loops[name].run(plan, 1)[SUMS.index("cost")].item() for name, plan in plans.items()}
+    predicted = {name: loops[name].run(plan, 1).total("cost").item() for name, plan in plans.items()}
     times: dict[str, list[float]] = {name: [] for name in plans}
     with limit_threads(1):
         end = time.perf_counter() + seconds * len(plans)
@@ -187,7 +186,7 @@ def run_wild(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict
         interventions += int(((decision.verdict != FINE) & running).sum())
         diverged += int(((decision.outcome == DIVERGED) & running).sum())
         running &= ~decision.done
-    flat = batch.lanes.state.rows()[:6]
+    flat = batch.lanes.state.rows()[:5]
     finite = torch.stack([torch.isfinite(tensor).all(1) for tensor in flat]).all(0)
     ruined = ~(batch.lanes.evaluate("target")[0] < 10 * before)
     return {"runs": lanes, "diverged": diverged, "ruined": int(ruined.sum()), "not_finite": int((~finite).sum()),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.controller import Described, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
@@ -43,28 +45,32 @@ class Policy(Described):
     training: dict[str, Any] = field(default_factory=dict)
     name: str = "agent"
 
-    @torch.no_grad()
-    def act(self, observation: torch.Tensor) -> torch.Tensor:
+    def act(self, observation: Floats) -> npt.NDArray[np.generic]:
         """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``, as the environment's."""
+        outputs = self._run(observation)
         if self.knobs.action == "box":
-            return self._box(observation)
-        return torch.stack([part.argmax(dim=1) for part in self._logits(observation)], dim=1)
+            return outputs
+        return np.stack([outputs[:, part].argmax(axis=1) for part in self._parts], axis=1)
 
-    @torch.no_grad()
-    def steps(self, observation: torch.Tensor) -> torch.Tensor:
+    def steps(self, observation: Floats) -> Floats:
         """How far to move each knob, ``[lanes, knobs]`` in its encoding.
 
         A discrete policy is a distribution over a knob's ordered steps. Its mean is what the knob is moved by, since
         the most probable step is often "none" where two or three steps share the rest; a knob that takes rungs
         is moved by the most probable one.
         """
+        outputs = self._run(observation)
         if self.knobs.action == "box":
-            return self._box(observation) * torch.tensor([knob.steps[-1] for knob in self.knobs.knobs])
-        columns = []
-        for knob, logits in zip(self.knobs.knobs, self._logits(observation), strict=True):
-            sizes = torch.tensor(knob.steps)
-            columns.append(sizes[logits.argmax(dim=1)] if knob.whole else logits.softmax(dim=1) @ sizes)
-        return torch.stack(columns, dim=1)
+            return outputs * self._sizes
+        starts = [part.start for part in self._parts]
+        highest = np.maximum.reduceat(outputs, starts, axis=1)
+        chances = np.exp(outputs - np.repeat(highest, self.knobs.choices, axis=1))
+        steps = np.add.reduceat(chances * self._sizes, starts, axis=1) / np.add.reduceat(chances, starts, axis=1)
+        for column, knob in enumerate(self.knobs.knobs):
+            if knob.whole:
+                part = self._parts[column]
+                steps[:, column] = self._sizes[part][outputs[:, part].argmax(axis=1)]
+        return steps
 
     def predict(
         self,
@@ -84,7 +90,7 @@ class Policy(Described):
         features = self.network[0].in_features
         if seen.ndim not in (1, 2) or seen.shape[-1] != features:
             raise LoopwrightError(f"observations have shape {seen.shape}; want ({features},) or (envs, {features})")
-        actions = self.act(torch.from_numpy(np.atleast_2d(seen))).numpy()
+        actions = self.act(np.atleast_2d(seen))
         return (actions if seen.ndim == 2 else actions[0]), None
 
     @property
@@ -96,7 +102,7 @@ class Policy(Described):
         return False
 
     def decide(self, view: View) -> torch.Tensor:
-        return self.knobs.move(self.steps(view.observation), view.plans, view.step_ratio)
+        return self.knobs.move(self.steps(view.observation.numpy()), view.plans, view.step_ratio)
 
     @property
     def rolls_back(self) -> bool:
@@ -129,12 +135,39 @@ class Policy(Described):
             "training": self.training,
         }
 
-    def _box(self, observation: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.network(observation)
-        return output.tanh() if self.squashed else output.clamp(-1, 1)
+    @cached_property
+    def _parts(self) -> list[slice]:
+        """Where the logits of each knob lie among the outputs."""
+        ends = np.cumsum(self.knobs.choices).tolist()
+        return [slice(end - own, end) for own, end in zip(self.knobs.choices, ends, strict=True)]
 
-    def _logits(self, observation: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.split(self.network(observation), self.knobs.choices, dim=1)
+    @cached_property
+    def _sizes(self) -> Floats:
+        """The step of each discrete action, knob after knob; of a box action of 1, that of each knob."""
+        box = self.knobs.action == "box"
+        return np.array([s for k in self.knobs.knobs for s in (k.steps[-1:] if box else k.steps)], np.float32)
+
+    @cached_property
+    def _layers(self) -> list[Callable[[Floats], Floats]]:
+        """The network, layer by layer, on arrays: for one run torch's own calls take longer than the arithmetic."""
+        return [_read_layer(layer) for layer in self.network]
+
+    def _run(self, observation: Floats) -> Floats:
+        """The network's outputs ``[lanes, outputs]``; of a box policy its actions."""
+        for layer in self._layers:
+            observation = layer(observation)
+        if self.knobs.action == "box":
+            return np.tanh(observation) if self.squashed else np.minimum(np.maximum(observation, -1), 1)
+        return observation
+
+
+def _read_layer(layer: nn.Module) -> Callable[[Floats], Floats]:
+    if isinstance(layer, nn.Linear):
+        weight, bias = layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+        return lambda values: values @ weight + bias
+    if isinstance(layer, nn.Tanh):
+        return np.tanh
+    return lambda values: layer(torch.from_numpy(values)).detach().numpy()
 
 
 def build_network(widths: list[int], activation: str) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """What a geq costs in seconds: every method as a plain loop in one thread, with its controller's own work inside.
 
 Samples alone mislead: optimizers differ by ten times in the time of a step, and a controller looks and thinks. So for
-each method and task a ``ReferenceLoop`` trains for some decisions under plans taken from the method's own run, and
+each method and task a ``PlainLoop`` trains for some decisions under plans taken from the method's own run, and
 whatever the method does besides is done and timed as well: gradient statistics, the look at the control split, the
 observation, the policy, the guard's snapshots, rollbacks. A controller that needs the control loss alone is timed
 without gradient statistics. Methods take turns on a task, and the median of several rounds counts: machines are noisy.
@@ -22,8 +22,8 @@ import torch
 
 from loopwright.agents.judging.results import RunRecord
 from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.randomness import draw_control_samples, make_key
-from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.context import Context
@@ -32,8 +32,8 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, stack_plans
-from loopwright.envs.loop.telemetry import SUMS, summarise
+from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
+from loopwright.envs.loop.telemetry import Statistics, summarise
 from loopwright.inner_tasks.task import Split, Task
 
 ROUNDS = 5
@@ -112,7 +112,7 @@ class _TimedLoop:
         self.loop, self.bare = (self._loop(seed, telemetry) for telemetry in (watched, False))
         self.size = min(settings.control_batch, len(task.control))
         self.look = measure_cost(task.model).look(self.size) if controller.needs.looks else 0.0
-        self.observer = Observer(1)
+        self.observer = Observer()
         price_list, own = settings.price_list, controller.own_optimizer
         names = OPTIMIZERS if own is None else [*OPTIMIZERS, own.kind]
         self.prices = price_list.quote(task.model, settings.microbatch, names)
@@ -120,7 +120,7 @@ class _TimedLoop:
             target=0.5, budget=1e4, parameters=sum(p.numel() for p in self.loop.parameters),
             samples=task.distinct_samples, prices=self.prices, microbatch=settings.microbatch,
         )  # fmt: skip
-        self.observer.begin([0], torch.ones(1), [context])
+        self.observer.begin([0], np.ones(1), [context])
         self.smoothed = 0.0
         self.key, self.decisions = make_key(torch.tensor([seed])), 0
         # The guard takes a snapshot every few decisions; for a rollback the best state is kept, at worst at each.
@@ -128,8 +128,8 @@ class _TimedLoop:
         self.snapshots = guarded + float(controller.rolls_back)
         self.kept = self.loop.snapshot()
 
-    def _loop(self, seed: int, telemetry: bool) -> ReferenceLoop:
-        return ReferenceLoop(
+    def _loop(self, seed: int, telemetry: bool) -> PlainLoop:
+        return PlainLoop(
             self.task, seed, microbatch=self.settings.microbatch, telemetry=telemetry,
             own_optimizer=self.own_optimizer, updates=1000,
         )  # fmt: skip
@@ -140,24 +140,24 @@ class _TimedLoop:
         if plan.rollback:
             self.loop.restore(self.kept)
         restored = time.perf_counter()
-        sums = self.loop.run(plan, self.settings.ticks_per_decision)
+        statistics = self.loop.run(plan, self.settings.ticks_per_decision)
         trained = time.perf_counter()
-        self._control(plan, sums)
+        self._control(plan, statistics)
         controlled = time.perf_counter()
         extra = (restored - start) + (controlled - trained)
         if self.snapshots:
             self.kept = self.loop.snapshot()
             extra += self.snapshots * (time.perf_counter() - controlled)
         seconds = (trained - restored) + extra
-        if self.loop.telemetry:
+        if self.loop.probe is not None:
             began = time.perf_counter()
             self.bare.run(plan, self.settings.ticks_per_decision)
             extra += max(0.0, (trained - restored) - (time.perf_counter() - began))
         price = self.prices[plan.optimizer if self.own_optimizer is None else self.own_optimizer.kind]
-        updates = float(sums[SUMS.index("updates")])
-        return seconds, extra, float(sums[SUMS.index("cost")]) + updates * price + self.look
+        cost, updates = (statistics.total(name).item() for name in ("cost", "updates"))
+        return seconds, extra, cost + updates * price + self.look
 
-    def _control(self, plan: LoopPlan, sums: torch.Tensor) -> None:
+    def _control(self, plan: LoopPlan, statistics: Statistics) -> None:
         plans = stack_plans([replace(plan, rollback=False)])
         left = torch.tensor([0.5])
         observation = torch.zeros(1, len(OBSERVATION_NAMES))
@@ -169,12 +169,11 @@ class _TimedLoop:
                 self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)
                 observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed
             else:
-                yes, no = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
-                read = torch.tensor([(self.loop.cursor + 1.0) * self.loop.microbatch])
-                reading = Reading(
-                    summarise(sums[:, None]), torch.tensor([loss]), plans, left, yes, no, samples_read=read
-                )
-                observation = self.observer.observe(reading)
+                fields = name_column(plans, 0)
+                telemetry = summarise(statistics, fields["clip"], self.observer.arithmetic)
+                read = (self.loop.cursor + 1.0) * self.loop.microbatch
+                reading = Reading(telemetry, loss, fields, 0.5, True, False, samples_read=read)
+                observation = torch.from_numpy(self.observer.observe(reading))
         self.decisions += 1
         taken = torch.tensor([float(self.decisions)])
         self.controller.decide(View(observation, plans, left, taken, self.loop.step_ratio))

@@ -93,7 +93,7 @@ def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     shown = seen.copy()
     shown[:, list(hidden)] = 0.0
     expected, _ = model.predict(shown, deterministic=True)
-    found = policy.act(torch.from_numpy(seen)).numpy()
+    found = policy.act(seen)
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):
         raise LoopwrightError(
             f"cannot take the policy of this {type(model).__name__}: on random observations it acts otherwise than its "

@@ -14,7 +14,7 @@ COUNTERS = ("key", "ticks", "cursor", "uses", "updates")
 class LaneState:
     """All that changes while lanes train. A snapshot is a copy of one row (or column) of each tensor.
 
-    The first six are ``[lanes, parameters]``. ``last_loss`` is ``[lanes, training samples]``, infinite where a sample
+    The first five are ``[lanes, parameters]``. ``last_loss`` is ``[lanes, training samples]``, infinite where a sample
     was not seen yet, and ``microbatch [lanes, samples]`` int64 the samples read last. ``scalars`` is
     ``[1 + 2 blocks, lanes]``: microbatches accumulated, and of each block the product of beta1 and that of beta2 over
     the updates it took part in. ``counters`` is ``[len(COUNTERS), lanes]`` int64: key of the random streams, ticks
@@ -26,7 +26,6 @@ class LaneState:
     second_moment: torch.Tensor
     gradient_sum: torch.Tensor
     average: torch.Tensor
-    previous_gradient: torch.Tensor
     last_loss: torch.Tensor
     microbatch: torch.Tensor
     scalars: torch.Tensor
@@ -51,7 +50,6 @@ class LaneState:
             second_moment=zeros(lanes, layout.parameters),
             gradient_sum=zeros(lanes, layout.parameters),
             average=zeros(lanes, layout.parameters),
-            previous_gradient=zeros(lanes, layout.parameters),
             last_loss=zeros(lanes, samples).fill_(torch.inf),
             microbatch=torch.zeros(lanes, microbatch, dtype=torch.int64, device=device),
             scalars=scalars,

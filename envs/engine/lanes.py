@@ -12,11 +12,13 @@ from loopwright.envs.engine.fusing import CHAINS_OF_HASHES, PARAMETER_PASSES, fu
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
 from loopwright.envs.engine.matrix_rules import MatrixRules
 from loopwright.envs.engine.randomness import make_key
+from loopwright.envs.engine.scope import Scope, find_scope
 from loopwright.envs.engine.tick import make_measure, make_read
-from loopwright.envs.engine.update import make_update
+from loopwright.envs.engine.update import Window, make_mask, make_update
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.envs.loop.telemetry import PROBE, WINDOW, Statistics
 from loopwright.envs.loop.update_rules import ADAM_EPS
 from loopwright.inner_tasks.task import SPLITS, Split, Task
 
@@ -60,53 +62,70 @@ class Lanes:
         }
         self.state = self.empty_state()
         self._key = (self.shape_key, lanes, microbatch, compile, self.device, dtype)
-        self._read = self._make_read(template, compile)
-        self._update = self._make_update(template, compile)
+        self._template, self._compile = template, compile
+        self._reads: dict[Scope, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._mask: Callable[..., torch.Tensor] | None = None
+        self._updates: dict[tuple[Scope, bool], Callable[..., torch.Tensor | None]] = {}
+        self._nothing = torch.zeros(len(PROBE), lanes, dtype=dtype)
+        self._rules = MatrixRules(self.layout, self.state.weights)
+        self._window = Window(
+            torch.zeros_like(self.state.weights), torch.zeros_like(self.state.weights),
+            torch.zeros(lanes, device=self.device, dtype=dtype),
+        )  # fmt: skip
         judge_example = [self.state.average, *self.splits["target"]]
         self._measure = make_measure(template.model, template.loss)
         self._judge = fuse(self._measure, judge_example, ("judge", *self._key)) if compile else self._measure
 
-    def _make_read(self, template: Task, compile: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    def _find_read(self, scope: Scope) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         """The first half of a tick, for this many lanes, of plans, inputs, labels and the state's tensors."""
-        read = make_read(template.model, template.loss, self.microbatch)
+        scope = max(scope, Scope.FLAT)  # a lean one reads as a flat one does
+        if scope not in self._reads:
+            read = make_read(self._template.model, self._template.loss, self.microbatch, scope)
 
-        def read_flat(
-            plans: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, *state: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return read(plans, inputs, labels, LaneState(*state))
+            def read_flat(
+                plans: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, *state: torch.Tensor
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+                return read(plans, inputs, labels, LaneState(*state))
 
-        if not compile:
-            return read_flat
-        example = [self._example_plans(), *self.splits["train"], *(t.clone() for t in self.state.tensors())]
-        return fuse(read_flat, example, ("read", *self._key), CHAINS_OF_HASHES)
+            example = [self._example_plans(), *self.splits["train"], *(t.clone() for t in self.state.tensors())]
+            key = ("read", scope, *self._key)
+            self._reads[scope] = fuse(read_flat, example, key, CHAINS_OF_HASHES) if self._compile else read_flat
+        return self._reads[scope]
 
-    def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
-        """The second half of a tick, for this many lanes: of plans, losses, gradient and the state's tensors."""
-        rules = MatrixRules(self.layout, self.state.weights)
-        update = make_update(template.model, self.microbatch)
+    def _find_mask(self) -> Callable[..., torch.Tensor]:
+        """What comes between the halves in the whole scope, of plans, gradient and the state's tensors."""
+        if self._mask is None:
+            mask = make_mask(self._template.model)
 
-        def update_flat(
-            plans: torch.Tensor,
-            losses: torch.Tensor,
-            gradient: torch.Tensor,
-            directions: torch.Tensor,
-            *state: torch.Tensor,
-        ) -> None:
-            update(plans, losses, gradient, directions, LaneState(*state))
+            def mask_flat(plans: torch.Tensor, gradient: torch.Tensor, *state: torch.Tensor) -> torch.Tensor:
+                return mask(plans, gradient, LaneState(*state))
 
-        run = update_flat
-        if compile:
+            example = [self._example_plans(), *(t.clone() for t in (self.state.weights, *self.state.tensors()))]
+            self._mask = fuse(mask_flat, example, ("mask", *self._key)) if self._compile else mask_flat
+        return self._mask
+
+    def _find_update(self, scope: Scope, probe: bool) -> Callable[..., torch.Tensor | None]:
+        """The second half of a tick, for this many lanes: of plans, losses, gradient, directions, window and state."""
+        if (scope, probe) not in self._updates:
+            update = make_update(self._template.model, self.microbatch, scope, probe)
+            kept = len(self._window) if probe else 0
+
+            def update_flat(
+                plans: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor, directions: torch.Tensor,
+                *tensors: torch.Tensor,
+            ) -> torch.Tensor | None:  # fmt: skip
+                window = Window(*tensors[:kept]) if probe else None
+                return update(plans, losses, gradient, directions, window, LaneState(*tensors[kept:]))
+
             losses = torch.zeros(self.lanes, self.microbatch, device=self.device, dtype=self.dtype)
-            state = [t.clone() for t in self.state.tensors()]
-            example = [self._example_plans(), losses, *(torch.zeros_like(self.state.weights) for _ in range(2)), *state]
-            run = fuse(update_flat, example, ("update", *self._key), PARAMETER_PASSES)
-
-        def direct_and_update(
-            plans: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor, *state: torch.Tensor
-        ) -> None:
-            run(plans, losses, gradient, rules.direct(plans, gradient, LaneState(*state)), *state)
-
-        return direct_and_update
+            tensors = [t.clone() for t in (*(self._window if probe else ()), *self.state.tensors())]
+            gradients = (torch.zeros_like(self.state.weights) for _ in range(2))
+            example = [self._example_plans(), losses, *gradients, *tensors]
+            key = ("update", scope, probe, *self._key)
+            self._updates[scope, probe] = (
+                fuse(update_flat, example, key, PARAMETER_PASSES) if self._compile else update_flat
+            )
+        return self._updates[scope, probe]
 
     def _example_plans(self) -> torch.Tensor:
         return stack_plans([LoopPlan()] * self.lanes, self.dtype).to(self.device)
@@ -145,18 +164,29 @@ class Lanes:
             fresh.counters[COUNTERS.index("key")] = make_key(torch.tensor([seed]))
             self.state.copy_lanes(torch.tensor([lane]), fresh, torch.tensor([0]))
 
-    def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
-        """Advance every lane by ``ticks`` under ``plans [fields, lanes]``; returns the sums ``[len(SUMS), lanes]``."""
+    def run(self, plans: torch.Tensor, ticks: int) -> Statistics:
+        """Advance every lane by ``ticks`` under ``plans [fields, lanes]``; what was measured meanwhile."""
         plans = plans.to(self.device, self.dtype)
         self.state.sums.zero_()
-        inputs, labels = self.splits["train"]
-        state = self.state.tensors()
+        self._window.seen.zero_()
+        scope, begins = find_scope(plans, self.state.scalars), max(ticks - WINDOW, 0)
         with torch.no_grad():
-            for _ in range(ticks):
-                losses, gradient = self._read(plans, inputs, labels, *state)
-                self.state.last_loss.scatter_(1, self.state.microbatch, losses)
-                self._update(plans, losses, gradient, *state)
-        return self.state.sums.clone()
+            for _ in range(begins):
+                self._tick(plans, scope, probe=False)
+            measured = [self._tick(plans, scope, probe=True) for _ in range(begins, ticks)]
+        return Statistics(self.state.sums.cpu().numpy().copy(), torch.stack(measured).cpu().numpy())
+
+    def _tick(self, plans: torch.Tensor, scope: Scope, *, probe: bool) -> torch.Tensor:
+        """One tick of every lane; if it is to ``probe``, what the window measures ``[len(PROBE), lanes]``."""
+        state = self.state
+        losses, gradient = self._find_read(scope)(plans, *self.splits["train"], *state.tensors())
+        state.last_loss.scatter_(1, state.microbatch, losses)
+        if scope is Scope.WHOLE:
+            gradient = self._find_mask()(plans, gradient, *state.tensors())
+        directions = self._rules.direct(plans, gradient, state)
+        window = self._window if probe else ()
+        measured = self._find_update(scope, probe)(plans, losses, gradient, directions, *window, *state.tensors())
+        return self._nothing if measured is None else measured
 
     @torch.no_grad()
     def step_ratio(self) -> torch.Tensor:

@@ -4,14 +4,16 @@ Microbatches and gradients are those of ``Lanes``, computed for all lanes at onc
 on views of its row of the weights. Slower than ``Lanes``, and many times faster than a plain loop for each run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.engine.scope import Scope
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
 from loopwright.envs.loop.plan import ROW
-from loopwright.envs.loop.telemetry import SUMS
+from loopwright.envs.loop.telemetry import SUMS, Statistics
 from loopwright.inner_tasks.task import Task
 
 
@@ -22,11 +24,12 @@ class LibraryLanes(Lanes):
     cost, and nothing about the gradient.
     """
 
-    def _make_update(self, template: Task, compile: bool) -> Callable[..., None]:
-        self._parameters: list[list[torch.Tensor]] = [[] for _ in range(self.lanes)]
-        self._updates: list[LibraryUpdate | None] = [None] * self.lanes
-        self._loss_sum = torch.zeros(self.lanes, dtype=self.dtype)  # over the microbatches gathered so far
-        return self._step
+    def __init__(self, template: Task, lanes: int, **options: Any) -> None:
+        """As those of ``Lanes``."""
+        super().__init__(template, lanes, **options)
+        self._parameters: list[list[torch.Tensor]] = [[] for _ in range(lanes)]
+        self._libraries: list[LibraryUpdate | None] = [None] * lanes
+        self._loss_sum = torch.zeros(lanes, dtype=self.dtype)  # over the microbatches gathered so far
 
     def equip(self, lane: int, optimizer: OwnOptimizer, updates: int) -> None:
         """Give the run that was just loaded into ``lane`` its optimizer, for so many updates."""
@@ -37,25 +40,28 @@ class LibraryLanes(Lanes):
         self._parameters[lane] = [view.detach().requires_grad_() for view in weights]
         for parameter, gradient in zip(self._parameters[lane], gradients, strict=True):
             parameter.grad = gradient
-        self._updates[lane] = optimizer.make(self._parameters[lane], updates)
+        self._libraries[lane] = optimizer.make(self._parameters[lane], updates)
         self._loss_sum[lane] = 0.0
 
     def release(self, lanes: Sequence[int]) -> None:
         """Take the optimizers away: nobody waits for what these lanes do."""
         for lane in lanes:
-            self._updates[lane] = None
+            self._libraries[lane] = None
 
-    def run(self, plans: torch.Tensor, ticks: int) -> torch.Tensor:
-        sums = super().run(plans, ticks)
-        for lane, update in enumerate(self._updates):
+    def run(self, plans: torch.Tensor, ticks: int) -> Statistics:
+        statistics = super().run(plans, ticks)
+        for lane, update in enumerate(self._libraries):
             if update is not None and plans[ROW["average"], lane] == 0:
                 update.evaluate(True)
                 self.state.average[lane] = self.state.weights[lane]
                 update.evaluate(False)
-        return sums
+        return statistics
 
-    def _step(self, plans: torch.Tensor, losses: torch.Tensor, gradient: torch.Tensor, *_: torch.Tensor) -> None:
-        state, count, loss = self.state, self.state.scalars[0], losses.mean(1)
+    def _tick(self, plans: torch.Tensor, scope: Scope, *, probe: bool) -> torch.Tensor:
+        state, count = self.state, self.state.scalars[0]
+        losses, gradient = self._find_read(scope)(plans, *self.splits["train"], *state.tensors())
+        state.last_loss.scatter_(1, state.microbatch, losses)
+        loss = losses.mean(1)
         state.gradient_sum += gradient
         self._loss_sum += loss
         count += 1
@@ -65,13 +71,14 @@ class LibraryLanes(Lanes):
         state.sums[SUMS.index("updates")] += due
         state.gradient_sum[due] /= count[due, None]
         for lane in due.nonzero().flatten().tolist():
-            update = self._updates[lane]
+            update = self._libraries[lane]
             if update is not None:
                 mean = float(self._loss_sum[lane] / count[lane])
                 self._step_one(lane, update, plans[:, lane].tolist(), mean, float(count[lane]))
         state.gradient_sum[due] = 0.0
         self._loss_sum[due] = 0.0
         count[due] = 0.0
+        return self._nothing
 
     def _step_one(self, lane: int, update: LibraryUpdate, plan: list[float], loss: float, count: float) -> None:
         if plan[ROW["clip"]] != torch.inf:

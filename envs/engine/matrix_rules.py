@@ -7,7 +7,8 @@ are gathered, and their matrices of one shape make one batch. The second half of
 import torch
 
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
-from loopwright.envs.engine.update import JOINT, TINY, find_active_blocks, find_shrinkage, mask_blocks
+from loopwright.envs.engine.scope import JOINT
+from loopwright.envs.engine.update import TINY, find_active_blocks, find_shrinkage, mask_blocks
 from loopwright.envs.loop.plan import ADAMW, OPTIMIZERS, ROW
 from loopwright.envs.loop.update_rules import MATRIX_RULES, direct_batch
 

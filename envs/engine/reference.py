@@ -10,6 +10,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +19,8 @@ from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.telemetry import SUMS
+from loopwright.envs.loop.probe import Probe
+from loopwright.envs.loop.telemetry import PROBE, SUMS, WINDOW, Statistics
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
 from loopwright.inner_tasks.losses import compute_losses, compute_metric
 from loopwright.inner_tasks.task import Split, Task
@@ -31,15 +33,17 @@ class ReferenceLoop:
 
     Args:
         task, seed, microbatch, dtype: as in ``Lanes``.
-        telemetry: whether statistics of the gradient are kept; without, only ticks, cost and loss are summed.
+        telemetry: whether updates are measured; without, only ticks, cost, loss and updates are summed.
         own_optimizer: another library's optimizer, which then updates; of a plan ``batch``, ``clip`` and ``average``
             are left.
         updates: how many updates that optimizer will make at most.
     """
 
-    # All that changes while it trains, besides the weights; a snapshot holds these.
-    STATE = ("momentum", "second_moment", "gradient_sum", "average", "previous", "last_loss", "microbatch_read",
-             "ticks", "cursor", "uses", "updates", "count", "loss_sum", "beta1_product", "beta2_product")  # fmt: skip
+    # All that changes while it trains, besides the weights and their average; a snapshot holds these.
+    STATE = ("momentum", "second_moment", "gradient_sum", "last_loss", "microbatch_read", "ticks",
+             "cursor", "uses", "updates", "count", "loss_sum", "beta1_product", "beta2_product")  # fmt: skip
+
+    probed: int | None = None  # numbers of each vector that the probe looks at: all
 
     def __init__(
         self,
@@ -52,18 +56,20 @@ class ReferenceLoop:
         own_optimizer: OwnOptimizer | None = None,
         updates: int = 1,
     ) -> None:
-        self.task, self.microbatch, self.dtype, self.telemetry = task, microbatch, dtype, telemetry
+        self.task, self.microbatch, self.dtype = task, microbatch, dtype
         self.model = task.model.build()
         nn.utils.vector_to_parameters(draw_weights(task, seed), self.model.parameters())
         self.model.to(dtype)
         self.cost = measure_cost(task.model)
-        self.parameters = list(self.model.parameters())
+        self.parameters: Tensors = list(self.model.parameters())
         self.library = own_optimizer.make(self.parameters, updates) if own_optimizer else None
         self.block_of = [b for b, block in enumerate(self.model) for _ in block.parameters()]
-        self.momentum, self.second_moment, self.gradient_sum, self.previous = (
-            [torch.zeros_like(p) for p in self.parameters] for _ in range(4)
+        self.momentum, self.second_moment, self.gradient_sum = (
+            [torch.zeros_like(p) for p in self.parameters] for _ in range(3)
         )
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.probe = Probe(self.parameters, self.probed) if telemetry and self.library is None else None
+        self.judged = copy.deepcopy(self.model).requires_grad_(False)  # with the averaged weights
+        self.average: Tensors = list(self.judged.parameters())
         self.last_loss = torch.full((len(task.train),), math.inf, dtype=dtype)
         self.microbatch_read = torch.zeros(microbatch, dtype=torch.int64)
         self.key = make_key(torch.tensor([seed]))
@@ -76,12 +82,13 @@ class ReferenceLoop:
     def snapshot(self) -> dict[str, Any]:
         """A copy of everything ``restore`` needs to come back to this moment."""
         state = {name: getattr(self, name) for name in self.STATE}
-        return copy.deepcopy(state | {"weights": [p.detach() for p in self.parameters]})
+        return copy.deepcopy(state | {"weights": [p.detach() for p in self.parameters], "average": self.average})
 
     @torch.no_grad()
     def restore(self, snapshot: dict[str, Any]) -> None:
-        for p, weights in zip(self.parameters, snapshot["weights"], strict=True):
-            p.copy_(weights)
+        for name, own in (("weights", self.parameters), ("average", self.average)):
+            for p, weights in zip(own, snapshot[name], strict=True):
+                p.copy_(weights)
         for name in self.STATE:
             setattr(self, name, copy.deepcopy(snapshot[name]))
 
@@ -98,10 +105,12 @@ class ReferenceLoop:
         ratio = math.sqrt(square) / momentum if momentum > 0 else 1.0
         return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
 
-    def run(self, plan: LoopPlan, ticks: int) -> torch.Tensor:
-        """Advance by ``ticks`` and return the telemetry sums ``[len(SUMS)]``."""
+    def run(self, plan: LoopPlan, ticks: int) -> Statistics:
+        """Advance by ``ticks``; what was measured meanwhile."""
         sums = dict.fromkeys(SUMS, 0.0)
-        for _ in range(ticks):
+        if self.probe is not None:
+            self.probe.begin()
+        for tick in range(ticks):
             active = self._activate(plan)
             loss, fresh = self._gradient(plan, self._next_microbatch(plan), active)
             for i in set(range(len(self.parameters))).difference(active):
@@ -115,17 +124,16 @@ class ReferenceLoop:
             sums["cost"] += self._tick_cost(plan)
             sums["loss"] += loss
             sums["loss_square"] += loss**2
-            if self.telemetry and self.library is None:
-                sums["microbatch_square"] += _dot(fresh, fresh)
             if self.count >= plan.batch:
                 sums["updates"] += 1
                 if self.library is None:
-                    self._update(plan, active, sums)
+                    self._update(plan, active, probe=tick >= ticks - WINDOW)
                 else:
                     self._update_by(self.library, plan)
         if self.library is not None and plan.average == 0:
             self._keep_judged(self.library)
-        return torch.tensor([sums[name] for name in SUMS])
+        window = np.zeros((0, len(PROBE), 1), np.float32) if self.probe is None else self.probe.read()
+        return Statistics(np.array([[sums[name]] for name in SUMS]), window)
 
     def _next_microbatch(self, plan: LoopPlan) -> torch.Tensor:
         """The samples read last once more, or new ones: of each three candidates the one that ``order`` prefers."""
@@ -189,28 +197,19 @@ class ReferenceLoop:
         return kept * per_sample + scoring
 
     @torch.no_grad()
-    def _update(self, plan: LoopPlan, active: list[int], sums: dict[str, float]) -> None:
+    def _update(self, plan: LoopPlan, active: list[int], *, probe: bool) -> None:
         gradient = [self.gradient_sum[i] / self.count for i in active]
-        shrink = 1.0
-        if self.telemetry or plan.clip < math.inf:
+        if probe and self.probe is not None:
+            mean = [gathered / self.count for gathered in self.gradient_sum]  # 0 where a block is not active
+            self.probe.measure(mean, self.momentum, [p.detach() for p in self.parameters])
+        if plan.clip < math.inf:
             norm = math.sqrt(_dot(gradient, gradient))
-            shrink = min(1.0, plan.clip / norm) if norm > 0 else 1.0
-        if self.telemetry:
-            self._measure_gradient(active, gradient, norm, shrink, sums)
-            self._measure_curvature(plan, active, gradient, sums)
-            for i, own in zip(active, gradient, strict=True):
-                self.previous[i] = own
-        before = [self.parameters[i].clone() for i in active] if self.telemetry else []
-        if shrink < 1:
-            gradient = [own * shrink for own in gradient]
+            if norm > plan.clip:
+                gradient = [g * (plan.clip / norm) for g in gradient]
         for b in {self.block_of[i] for i in active}:
             self.beta1_product[b] *= plan.momentum
             self.beta2_product[b] *= plan.second_momentum
         self._take_steps(plan, active, gradient)
-        if self.telemetry:
-            after = [self.parameters[i].detach() for i in active]
-            steps = [old - new for old, new in zip(before, after, strict=True)]
-            sums["log_step_ratio"] += _log(math.sqrt(_dot(steps, steps))) - _log(math.sqrt(_dot(after, after)))
         self._average_and_forget(plan)
 
     def _take_steps(self, plan: LoopPlan, active: list[int], gradient: Tensors) -> None:
@@ -254,41 +253,13 @@ class ReferenceLoop:
             gathered.zero_()
         self.updates, self.count, self.loss_sum = self.updates + 1, 0, 0.0
 
-    def _measure_gradient(
-        self, active: list[int], gradient: Tensors, norm: float, shrink: float, sums: dict[str, float]
-    ) -> None:
-        momentum, before = [self.momentum[i] for i in active], [self.previous[i] for i in active]
-        before_norm, momentum_norm = math.sqrt(_dot(before, before)), math.sqrt(_dot(momentum, momentum))
-        along_before, along_momentum = _dot(gradient, before), _dot(gradient, momentum)
-        sums["gradient_square"] += norm**2
-        sums["gradient_dot"] += along_before
-        sums["log_gradient_norm"] += _log(norm)
-        sums["log_gradient_norm_square"] += _log(norm) ** 2
-        sums["gradient_cosine"] += along_before / max(norm, 1e-15) / max(before_norm, 1e-15)
-        sums["momentum_cosine"] += along_momentum / max(norm, 1e-15) / max(momentum_norm, 1e-15)
-        sums["log_momentum_ratio"] += _log(momentum_norm) - _log(norm)
-        sums["clipped"] += shrink < 1
-
-    def _measure_curvature(self, plan: LoopPlan, active: list[int], gradient: Tensors, sums: dict[str, float]) -> None:
-        """How the gradient turned over the last step, and the slope it had along it (see ``telemetry.summarise``)."""
-        momentum, turned = [self.momentum[i] for i in active], [self.previous[i] for i in active]
-        turned = [old - new for old, new in zip(turned, gradient, strict=True)]
-        if plan.optimizer == "adamw":
-            roots = (self.second_moment[i].sqrt() + ADAM_EPS for i in active)
-            direction = [m / root for m, root in zip(momentum, roots, strict=True)]
-            # The bias of the second moment cancels in the ratio, that of the first is left.
-            bias = 1 - self.beta1_product[self.block_of[active[-1]]]
-        else:
-            direction, bias = momentum, 1.0
-        sums["turn"] += _dot(turned, direction)
-        sums["slope"] += _dot(momentum, direction) / bias if bias > 0 else 0.0
-
-    @torch.no_grad()
     def evaluate(self, split: Split) -> tuple[float, float]:
         """Mean loss and metric of the averaged weights on a split."""
-        named = dict(zip((name for name, _ in self.model.named_parameters()), self.average, strict=True))
-        outputs = torch.func.functional_call(self.model, named, (self._cast(split.inputs),))
-        labels = self._cast(split.labels)
+        return self._evaluate(self.judged, split)
+
+    @torch.no_grad()
+    def _evaluate(self, model: nn.Module, split: Split) -> tuple[float, float]:
+        outputs, labels = model(self._cast(split.inputs)), self._cast(split.labels)
         return (
             compute_losses(self.task.loss, outputs, labels).mean().item(),
             compute_metric(self.task.loss, outputs, labels).item(),
@@ -301,7 +272,3 @@ class ReferenceLoop:
 
 def _dot(a: Tensors, b: Tensors) -> float:
     return sum(torch.dot(x.flatten(), y.flatten()).item() for x, y in zip(a, b, strict=True))
-
-
-def _log(norm: float) -> float:
-    return math.log(max(norm, 1e-15))

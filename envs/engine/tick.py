@@ -14,11 +14,10 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from loopwright.envs.engine.lane_state import LaneState, Layout
 from loopwright.envs.engine.randomness import draw_candidates
-from loopwright.envs.loop.plan import CHOICES, ROW
+from loopwright.envs.engine.scope import SHUFFLED, Scope
+from loopwright.envs.loop.plan import ROW
 from loopwright.inner_tasks.losses import LossName, compute_losses, compute_metric
 from loopwright.inner_tasks.models import ModelSpec
-
-SHUFFLED = CHOICES["order"].index("shuffled")
 
 
 def count_kept(keep: torch.Tensor, microbatch: int) -> torch.Tensor:
@@ -58,7 +57,9 @@ def make_measure(spec: ModelSpec, loss: LossName) -> Callable[..., tuple[torch.T
     return measure
 
 
-def make_read(spec: ModelSpec, loss: LossName, microbatch: int) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def make_read(
+    spec: ModelSpec, loss: LossName, microbatch: int, scope: Scope
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """``read(plans, inputs, labels, state)``: chooses a microbatch and takes its gradient.
 
     ``plans`` is ``[len(PLAN_FIELDS), lanes]``; ``inputs`` ``[lanes, N, *input_shape]`` and ``labels``
@@ -66,7 +67,9 @@ def make_read(spec: ModelSpec, loss: LossName, microbatch: int) -> Callable[...,
     gradient of the kept ones ``[lanes, parameters]``; of the state it moves on the microbatch and the counters.
     """
     forward, layout = make_forward(spec)
-    gradient_of = vmap(grad_and_value(_make_kept_loss(forward, loss, microbatch), has_aux=True))
+    whole = scope is Scope.WHOLE
+    one = _make_kept_loss(forward, loss, microbatch) if whole else _make_mean_loss(forward, loss)
+    gradient_of = vmap(grad_and_value(one, has_aux=True))
 
     def read_microbatch(
         plans: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, state: LaneState
@@ -76,18 +79,31 @@ def make_read(spec: ModelSpec, loss: LossName, microbatch: int) -> Callable[...,
         # The samples of the last tick again, or new ones.
         renew = uses >= plans[ROW["echo"]]
         cursor = cursor + renew
-        preferred = _prefer(draw_candidates(key, cursor, microbatch, population), plans[ROW["order"]], state.last_loss)
+        candidates = draw_candidates(key, cursor, microbatch, population)
+        preferred = _prefer(candidates, plans[ROW["order"]], state.last_loss) if whole else candidates[0]
         sample = torch.where(renew[:, None], preferred, state.microbatch)
         row = sample + torch.arange(lanes, device=sample.device)[:, None] * population
-        kept = count_kept(plans[ROW["keep"]], microbatch)
+        kept = [count_kept(plans[ROW["keep"]], microbatch)] if whole else []
         gradient, (_, losses) = gradient_of(
-            layout.split(state.weights), inputs.flatten(0, 1)[row], labels.flatten(0, 1)[row], kept
+            layout.split(state.weights), inputs.flatten(0, 1)[row], labels.flatten(0, 1)[row], *kept
         )
         state.microbatch.copy_(sample)
         state.counters.copy_(torch.stack([key, ticks + 1, cursor, torch.where(renew, 0, uses) + 1, updates]))
         return losses, layout.join(gradient)
 
     return read_microbatch
+
+
+def _make_mean_loss(forward: Callable[..., torch.Tensor], loss: LossName) -> Callable[..., Any]:
+    """For one lane: the mean loss, and the losses of all."""
+
+    def mean_loss(
+        parameters: tuple[torch.Tensor, ...], inputs: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = compute_losses(loss, forward(parameters, inputs), labels)
+        return (losses * (1 / len(losses))).sum(), losses
+
+    return mean_loss
 
 
 def _make_kept_loss(forward: Callable[..., torch.Tensor], loss: LossName, microbatch: int) -> Callable[..., Any]:

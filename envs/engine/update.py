@@ -1,9 +1,10 @@
 """The second half of a tick of many lanes: accumulate the gradient, and where that completes a batch, update.
 
-A lane that only accumulates multiplies its update by zero. Two things here are for speed. The per-lane coefficients are
-stacked into one tensor before they meet the ``[lanes, parameters]`` arrays: inductor then computes them once per lane
-rather than once per vector of parameters (measured: 1.6 times the throughput). And the two passes over the parameters,
-one for the norms that clipping needs and one for the update, are each a single fused loop.
+A lane that only accumulates multiplies its update by zero. Three things here are for speed. The per-lane coefficients
+are stacked into one tensor before they meet the ``[lanes, parameters]`` arrays: inductor then computes them once per
+lane rather than once per vector of parameters (measured: 1.6 times the throughput). The two passes over the parameters,
+one for the norms that clipping needs and one for the update, are each a single fused loop. And what no lane asks for is
+left out: there is an update for each ``Scope`` of the plans, with the window's measurements and without.
 """
 
 from collections.abc import Callable
@@ -12,15 +13,24 @@ from typing import NamedTuple
 import torch
 
 from loopwright.envs.engine.cost import measure_cost
-from loopwright.envs.engine.lane_state import LaneState, Layout
+from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
+from loopwright.envs.engine.scope import BOTTOM_UP, JOINT, Scope
 from loopwright.envs.engine.tick import count_kept
-from loopwright.envs.loop.plan import ADAMW, CHOICES, ROW
+from loopwright.envs.loop.plan import ADAMW, ROW
+from loopwright.envs.loop.telemetry import PROBE
 from loopwright.envs.loop.update_rules import ADAM_EPS
 from loopwright.inner_tasks.models import ModelSpec
 
 TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
-JOINT, BOTTOM_UP = CHOICES["sweep"].index("joint"), CHOICES["sweep"].index("bottom-up")
 Plan = dict[str, torch.Tensor]  # the fields of the plans, each [lanes]
+
+
+class Window(NamedTuple):
+    """What is kept of the updates in a window. Nothing of it outlives the window."""
+
+    gradient: torch.Tensor  # of the last update, [lanes, parameters]
+    weights: torch.Tensor  # before it
+    seen: torch.Tensor  # 1 where there was one, [lanes]
 
 
 def find_active_blocks(
@@ -46,20 +56,6 @@ def find_shrinkage(clip: torch.Tensor, inverse_norm: torch.Tensor) -> torch.Tens
     return torch.where(clip == torch.inf, 1.0, torch.clamp(clip * inverse_norm, max=1.0))
 
 
-class Gradient(NamedTuple):
-    """What is known of the gradient before the update, on the active blocks; the norms and products ``[lanes]``."""
-
-    accumulated: torch.Tensor  # the sum over the microbatches so far, [lanes, parameters]
-    fresh_square: torch.Tensor  # |g|^2 of this microbatch
-    square: torch.Tensor  # |G|^2 of the mean over microbatches
-    momentum_square: torch.Tensor
-    previous_square: torch.Tensor
-    along_previous: torch.Tensor  # G . G of the update before
-    along_momentum: torch.Tensor
-    turn: torch.Tensor  # see telemetry.SUMS
-    slope: torch.Tensor
-
-
 class Due(NamedTuple):
     """Who updates, and what of it is the same for all parameters of a block."""
 
@@ -72,18 +68,37 @@ class Due(NamedTuple):
     products1: torch.Tensor  # of beta1 over the updates so far, [blocks, lanes]
     products2: torch.Tensor
     inverse: torch.Tensor  # 1 / count, [lanes, 1]
-    adam: torch.Tensor  # whether the rule is adamw, [lanes, 1]
-    by_matrix: torch.Tensor  # whether it is one of the matrix rules, [lanes, 1]
-    active: torch.Tensor  # whether a parameter is in an active block, [lanes, parameters]
-    unbiased_rate: torch.Tensor  # the rate over the bias of the momentum, [lanes, parameters]
-    unbias2: torch.Tensor  # root of the inverse bias of the second moment, [lanes, parameters]
+    by_matrix: torch.Tensor  # whether the rule is one of the matrix rules, [lanes, 1]
+    active: torch.Tensor | None  # whether a parameter is in an active block, [lanes, parameters]; None: all are
+    unbiased_rate: torch.Tensor  # the rate over the bias of the momentum, [lanes, parameters or 1]
+    unbias2: torch.Tensor  # root of the inverse bias of the second moment, [lanes, parameters or 1]
 
 
-def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
-    """``update(plans, losses, fresh, directions, state)``, with losses and gradient from the first half.
+def make_mask(spec: ModelSpec) -> Callable[..., torch.Tensor]:
+    """``mask(plans, fresh, state)``: the gradient of the active blocks. What the others had gathered is forgotten.
+
+    By itself, so that the sums of the update are added up in the same order in every scope.
+    """
+    layout = Layout(spec.build())
+
+    def mask_path(plans: torch.Tensor, fresh: torch.Tensor, state: LaneState) -> torch.Tensor:
+        updates = state.counters[COUNTERS.index("updates")]
+        low, high = find_active_blocks(plans[ROW["depth"]], plans[ROW["sweep"]], updates, layout.blocks)
+        active = layout.expand(mask_blocks(low, high, layout.blocks).to(fresh.dtype))
+        # Chosen, not multiplied: what a frozen block holds may have overflowed, and infinity times 0 is not 0.
+        state.gradient_sum.copy_(torch.where(active > 0, state.gradient_sum, 0.0))
+        return torch.where(active > 0, fresh, 0.0)
+
+    return mask_path
+
+
+def make_update(spec: ModelSpec, microbatch: int, scope: Scope, probe: bool) -> Callable[..., torch.Tensor | None]:
+    """``update(plans, losses, fresh, directions, window, state)``, with losses and gradient from the first half, which
+    in the whole scope is that of ``make_mask``.
 
     ``directions [lanes, parameters]`` are those of the matrices in lanes that are due and under a matrix rule
-    (``MatrixRules``); what else is in it has no effect.
+    (``MatrixRules``); what else is in it has no effect. With ``probe`` it returns what the window measures of this
+    update, ``[len(PROBE), lanes]``.
     """
     layout, cost = Layout(spec.build()), measure_cost(spec)
     path_cost, single_cost = torch.tensor(cost.path), torch.tensor(cost.single)
@@ -94,98 +109,101 @@ def make_update(spec: ModelSpec, microbatch: int) -> Callable[..., None]:
         return kept * per_sample + torch.where(kept < microbatch, cost.forward * microbatch, 0.0)
 
     def update_lanes(
-        plans: torch.Tensor, losses: torch.Tensor, fresh: torch.Tensor, directions: torch.Tensor, state: LaneState
-    ) -> None:
+        plans: torch.Tensor,
+        losses: torch.Tensor,
+        fresh: torch.Tensor,
+        directions: torch.Tensor,
+        window: Window,
+        state: LaneState,
+    ) -> torch.Tensor | None:
         key, ticks, cursor, uses, updates = state.counters.unbind(0)
         loss = losses.mean(1)
         plan = {name: plans[row] for name, row in ROW.items()}
-        low, high = find_active_blocks(plan["depth"], plan["sweep"], updates, layout.blocks)
-        geq = charge(plan, low)
-        due = _prepare(plan, low, high, state, layout)
-        gradient = _measure_gradient(plan, due, fresh, high, state, layout)
-        inverse_norm = torch.rsqrt(gradient.square + TINY)
-        shrink = find_shrinkage(plan["clip"], inverse_norm)
-        log_step_ratio = _step(plan, due, gradient, shrink, directions, layout.in_matrix.to(low.device), state)
-        state.sums.add_(_sum_up(due, gradient, inverse_norm, shrink, loss, geq, log_step_ratio))
+        if scope is Scope.WHOLE:
+            low, high = find_active_blocks(plan["depth"], plan["sweep"], updates, layout.blocks)
+            due, geq = _prepare(plan, state, layout, mask_blocks(low, high, layout.blocks)), charge(plan, low)
+        else:
+            due, geq = _prepare(plan, state, layout, None), torch.full_like(loss, microbatch * cost.path[0])
+        accumulated = fresh if scope is Scope.LEAN else state.gradient_sum + fresh
+        gradient = accumulated * due.inverse
+        square = (gradient * gradient).sum(1)
+        measured = _probe(due, gradient, square, window, state) if probe else None
+        shrink = find_shrinkage(plan["clip"], torch.rsqrt(square + TINY))
+        in_matrix = None if scope is Scope.LEAN else layout.in_matrix.to(fresh.device)
+        _step(plan, due, accumulated, shrink, directions, in_matrix, state)
+        state.sums.add_(torch.stack([torch.ones_like(loss), geq, loss, loss * loss, due.on]))
         state.scalars.copy_(torch.cat([(due.gathered * (1 - due.on))[None], due.products1, due.products2]))
         state.counters.copy_(torch.stack([key, ticks, cursor, uses, updates + due.update]))
+        return measured
 
     return update_lanes
 
 
-def _prepare(plan: Plan, low: torch.Tensor, high: torch.Tensor, state: LaneState, layout: Layout) -> Due:
-    """Who updates, and with which coefficients per block."""
+def _prepare(plan: Plan, state: LaneState, layout: Layout, block_active: torch.Tensor | None) -> Due:
+    """Who updates, and with which coefficients: per block, or where no block is left out per lane."""
     blocks = layout.blocks
     count, products1, products2 = state.scalars[0], state.scalars[1 : 1 + blocks], state.scalars[1 + blocks :]
     count = count + 1
     update = count >= plan["batch"]
     on = update.to(state.weights.dtype)
-    block_active = mask_blocks(low, high, blocks)
     beta1 = torch.where(update, plan["momentum"], 1.0)
     beta2 = torch.where(update, plan["second_momentum"], 1.0)
     rate = plan["learning_rate"] * on
-    next_products1 = torch.where(block_active.T, products1 * beta1, products1)
-    next_products2 = torch.where(block_active.T, products2 * beta2, products2)
-    unbias1 = torch.where(plan["optimizer"] >= ADAMW, 1 / (1 - next_products1 + TINY), 1.0)
-    per_block = [
-        block_active.to(state.weights.dtype),
-        torch.where(block_active, (rate * unbias1).T, 0.0),
-        torch.rsqrt(1 - next_products2 + TINY).T,
-    ]
-    columns = [
-        1 / count, (plan["optimizer"] == ADAMW).to(rate.dtype), (plan["optimizer"] > ADAMW).to(rate.dtype),
-        *(column for part in per_block for column in part.unbind(1)),
-    ]  # fmt: skip
+    next1, next2 = products1 * beta1, products2 * beta2
+    if block_active is not None:
+        next1, next2 = torch.where(block_active.T, next1, products1), torch.where(block_active.T, next2, products2)
+    unbias1 = torch.where(plan["optimizer"] >= ADAMW, 1 / (1 - next1 + TINY), 1.0)
+    rates, unbias2 = (rate * unbias1).T, torch.rsqrt(1 - next2 + TINY).T
+    if block_active is None:
+        per_block = [rates[:, :1], unbias2[:, :1]]
+    else:
+        per_block = [torch.where(block_active, rates, 0.0), unbias2, block_active.to(rate.dtype)]
+    columns = [1 / count, (plan["optimizer"] > ADAMW).to(rate.dtype),
+               *(column for part in per_block for column in part.unbind(1))]  # fmt: skip
     stacked = torch.stack(columns, dim=1)
-    inverse, adam, by_matrix, active, rate1, unbias2 = torch.split(stacked, [1, 1, 1, *[blocks] * 3], dim=1)
+    inverse, by_matrix, *spread = torch.split(stacked, [1, 1, *(part.shape[1] for part in per_block)], dim=1)
+    if block_active is not None:
+        spread = [layout.expand(own) for own in spread]
+    active = spread[2] if len(spread) > 2 else None
     return Due(
-        update, on, count, beta1, beta2, rate, next_products1, next_products2, inverse, adam, by_matrix,
-        layout.expand(active), layout.expand(rate1), layout.expand(unbias2),
+        update, on, count, beta1, beta2, rate, next1, next2, inverse, by_matrix, active, spread[0], spread[1]
     )  # fmt: skip
 
 
-def _measure_gradient(
-    plan: Plan, due: Due, fresh: torch.Tensor, high: torch.Tensor, state: LaneState, layout: Layout
-) -> Gradient:
-    """The first pass over the parameters: norms and products.
-
-    Of a matrix rule the direction of the last step is not kept, and the momentum stands for it, as with sgd.
-    """
-    # Chosen, not multiplied: what a frozen block holds may have overflowed, and infinity times 0 is not 0.
-    fresh, gathered, momentum, previous = (
-        torch.where(due.active > 0, own, 0.0)
-        for own in (fresh, state.gradient_sum, state.momentum, state.previous_gradient)
+def _probe(due: Due, gradient: torch.Tensor, square: torch.Tensor, window: Window, state: LaneState) -> torch.Tensor:
+    """The products of ``telemetry.PROBE``, and what the next update of the window needs for its own."""
+    update, pair = due.update, due.update & (window.seen > 0)
+    momentum, weights, previous = state.momentum, state.weights, window.gradient
+    step = weights - window.weights
+    alone = [square, (momentum * momentum).sum(1), (weights * weights).sum(1), (gradient * momentum).sum(1)]
+    paired = [(previous * previous).sum(1), (step * step).sum(1), (gradient * previous).sum(1),
+              (gradient * step).sum(1), (previous * step).sum(1), (momentum * step).sum(1)]  # fmt: skip
+    measured = torch.stack(
+        [
+            due.on,
+            pair.to(due.on.dtype),
+            *(torch.where(update, own, 0.0) for own in alone),
+            *(torch.where(pair, own, 0.0) for own in paired),
+        ]
     )
-    accumulated = gathered + fresh
-    gradient = accumulated * due.inverse
-    last_direction = momentum / torch.where(due.adam > 0, state.second_moment.sqrt() + ADAM_EPS, 1.0)
-    fresh_square = (fresh * fresh).sum(1)
-    square = (gradient * gradient).sum(1)
-    momentum_square = (momentum * momentum).sum(1)
-    previous_square = (previous * previous).sum(1)
-    along_previous = (gradient * previous).sum(1)
-    along_momentum = (gradient * momentum).sum(1)
-    turn = ((previous - gradient) * last_direction).sum(1)
-    slope = (momentum * last_direction).sum(1)
-    # The bias of the second moment cancels in turn / slope, that of the first is left (the same for every block
-    # but those that joined the path lately).
-    bias1 = 1 - state.scalars[1 : 1 + layout.blocks].gather(0, (high - 1)[None])[0]
-    slope = torch.where((plan["optimizer"] == ADAMW) & (bias1 > 0), slope / bias1.clamp(min=TINY), slope)
-    return Gradient(
-        accumulated, fresh_square, square, momentum_square, previous_square, along_previous, along_momentum, turn, slope
-    )
+    assert len(measured) == len(PROBE)
+    window.gradient.copy_(torch.where(update[:, None], gradient, previous))
+    window.weights.copy_(torch.where(update[:, None], weights, window.weights))
+    window.seen.copy_(torch.maximum(window.seen, due.on))
+    return measured
 
 
 def _step(
     plan: Plan,
     due: Due,
-    gradient: Gradient,
+    accumulated: torch.Tensor,
     shrink: torch.Tensor,
     directions: torch.Tensor,
-    in_matrix: torch.Tensor,
+    in_matrix: torch.Tensor | None,
     state: LaneState,
-) -> torch.Tensor:
-    """The second pass over the parameters: moves them and their moments; log(|step| / |weights|), ``[lanes]``."""
+) -> None:
+    """The second pass over the parameters: moves them and their moments. Without ``in_matrix`` no rule is a matrix's,
+    and no gradient is gathered."""
     half_life, count, on = plan["average"], due.gathered, due.on
     coefficients = torch.stack(
         [
@@ -195,65 +213,24 @@ def _step(
             (1 - due.beta2).sqrt() * shrink / count,
             due.rate * plan["weight_decay"],
             torch.where(half_life > 0, 1 - torch.exp2(-count / half_life.clamp(min=TINY)), 1.0) * on,
-            on,
-            on / count,
+            1 - on,
             (plan["optimizer"] >= ADAMW).to(on.dtype),
             due.rate,
         ],
         dim=1,
     )
-    fade1, add1, fade2, add2, decay, averaging, updating, store, scaled, rate = torch.split(coefficients, 1, dim=1)
-    accumulated, active = gradient.accumulated, due.active
+    fade1, add1, fade2, add2, decay, averaging, gathering, scaled, rate = torch.split(coefficients, 1, dim=1)
+    active = 1.0 if due.active is None else due.active
     new_momentum = state.momentum * (1 - active * fade1) + add1 * accumulated
     rooted = add2 * accumulated
     new_second = state.second_moment * (1 - active * fade2) + rooted * rooted
     scale = torch.where(scaled > 0, new_second.sqrt() * due.unbias2 + ADAM_EPS, 1.0)
     moved = due.unbiased_rate * new_momentum / scale
-    moved = torch.where(in_matrix & (due.by_matrix > 0), active * rate * directions, moved)
-    step = moved + active * decay * state.weights
-    new_weights = state.weights - step
-    step_square = (step * step).sum(1)
-    weight_square = (new_weights * new_weights * active).sum(1)
-
+    if in_matrix is not None:
+        moved = torch.where(in_matrix & (due.by_matrix > 0), active * rate * directions, moved)
+        state.gradient_sum.copy_(torch.where(gathering > 0, accumulated, 0.0))
+    new_weights = state.weights - (moved + active * decay * state.weights)
     state.average.add_(averaging * (new_weights - state.average))
-    state.gradient_sum.copy_(accumulated * (1 - updating))
-    state.previous_gradient.copy_(state.previous_gradient * (1 - active * updating) + accumulated * store)
     state.weights.copy_(new_weights)
     state.momentum.copy_(new_momentum)
     state.second_moment.copy_(new_second)
-    return 0.5 * torch.log((step_square + TINY) / (weight_square + TINY))
-
-
-def _sum_up(
-    due: Due,
-    gradient: Gradient,
-    inverse_norm: torch.Tensor,
-    shrink: torch.Tensor,
-    loss: torch.Tensor,
-    geq: torch.Tensor,
-    log_step_ratio: torch.Tensor,
-) -> torch.Tensor:
-    """What the tick adds to ``telemetry.SUMS``, ``[len(SUMS), lanes]``."""
-    g, on = gradient, due.on
-    log_norm = 0.5 * torch.log(g.square + TINY)
-    return torch.stack(
-        [
-            torch.ones_like(loss),
-            geq,
-            loss,
-            loss * loss,
-            g.fresh_square,
-            on,
-            on * g.square,
-            on * g.along_previous,
-            on * log_norm,
-            on * log_norm * log_norm,
-            on * g.along_previous * inverse_norm * torch.rsqrt(g.previous_square + TINY),
-            on * g.along_momentum * inverse_norm * torch.rsqrt(g.momentum_square + TINY),
-            on * (0.5 * torch.log(g.momentum_square + TINY) - log_norm),
-            on * g.turn,
-            on * g.slope,
-            on * (shrink < 1),
-            on * log_step_ratio,
-        ]
-    )

@@ -27,13 +27,14 @@ from loopwright.envs.episode.reward import Judgement, find_reward
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.snapshots import BestStates, LaneSnapshots
 from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.averages import Mask
 from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import OPTIMIZERS, ROW, LoopPlan, stack_plans, unstack_plans
-from loopwright.envs.loop.telemetry import SUMS, Telemetry, summarise
+from loopwright.envs.loop.plan import OPTIMIZERS, ROW, LoopPlan, name_rows, stack_plans, unstack_plans
+from loopwright.envs.loop.telemetry import Statistics, Telemetry, summarise
 from loopwright.inner_tasks.task import Calibration, Task
 
 
@@ -92,7 +93,7 @@ class EpisodeBatch:
             self.guard = Guard(slots, lanes, settings.guard)
         self._best_states = BestStates(self.lanes) if rolls_back else None
         self._observer = Observer(lanes)
-        self._shown = torch.tensor([name in needs.names for name in OBSERVATION_NAMES])
+        self._shown = np.array([name in needs.names for name in OBSERVATION_NAMES])
         self._progress, self._phi = ProgressMeter(lanes), torch.zeros(lanes)
         self._reward = find_reward(settings.reward)
         self._live = torch.zeros(lanes, dtype=torch.bool)
@@ -105,7 +106,7 @@ class EpisodeBatch:
     @property
     def rate_scale(self) -> torch.Tensor:
         """The product of the guard's halvings of the learning rate, ``[lanes]``."""
-        return torch.ones(len(self.tasks)) if self.guard is None else self.guard.rate_scale
+        return torch.ones(len(self.tasks)) if self.guard is None else torch.from_numpy(self.guard.rate_scale)
 
     def begin(self, lanes: Sequence[int], starts: Sequence[Start]) -> None:
         """Start episodes in ``lanes``. Raises ``UncalibratedTaskError`` for a task without a target."""
@@ -130,7 +131,7 @@ class EpisodeBatch:
         control_loss = self._measure_control()
         if self.guard is not None:
             unknown = self.needs.looks & (self._looks[index] == 0)
-            self.guard.begin(index, torch.where(unknown, torch.inf, control_loss[index]))
+            self.guard.begin(index.numpy(), torch.where(unknown, torch.inf, control_loss[index]).numpy())
         if self._best_states is not None:
             self._best_states.begin(index)
         if self.needs.looks:
@@ -141,8 +142,8 @@ class EpisodeBatch:
                 ).without(start.withheld)
                 for start, calibration, budget, own in zip(starts, calibrations, budgets.tolist(), prices, strict=True)
             ]  # fmt: skip
-            self._observer.begin(lanes, control_loss[index], contexts)
-            nobody = torch.zeros_like(self._live)
+            self._observer.begin(lanes, control_loss[index].numpy(), contexts)
+            nobody = np.zeros(len(self.tasks), bool)
             self.observation[index] = self._observe(None, control_loss, trained=nobody, restored=nobody)[index]
         if self.recorder is not None:
             executed = unstack_plans(self.plans[:, index])  # to float32 precision
@@ -180,11 +181,12 @@ class EpisodeBatch:
         """
         seen, found = self.observation, self.plans
         self._roll_back(plans[ROW["rollback"]] > 0)
-        sums = self._train(plans)
-        telemetry = summarise(sums)
-        verdict, given_up = self._watch(sums, telemetry, plans)
+        statistics = self._train(plans)
+        with np.errstate(all="ignore"):
+            telemetry = summarise(statistics, plans[ROW["clip"]].numpy(), self._observer.arithmetic)
+        verdict, given_up = self._watch(statistics.finite, telemetry, plans)
         loss, metric = (value.cpu() for value in self.lanes.evaluate("target"))
-        self._see(telemetry, verdict == FINE)
+        self._see(telemetry, (verdict == FINE).numpy())
         decision = self._judge(loss, metric, verdict, given_up)
         self._live &= ~decision.done
         if self.recorder is not None:
@@ -211,32 +213,30 @@ class EpisodeBatch:
             raise LoopwrightError("a plan asks for a rollback, but this batch was made with rolls_back=False")
         self._best_states.restore(asked)
         if self.guard is not None:
-            self.guard.rolled_back(asked)
+            self.guard.rolled_back(asked.numpy())
 
-    def _train(self, plans: torch.Tensor) -> torch.Tensor:
-        """Run the ticks of a decision and charge them; their sums."""
-        sums = self.lanes.run(plans, self.settings.ticks_per_decision).cpu()
-        rule = plans[ROW["optimizer"]].long()
-        updates = sums[SUMS.index("updates")].double() * self._prices.gather(0, rule[None])[0]
-        self.budget.charge(sums[SUMS.index("cost")].double() + updates, self._looks)
+    def _train(self, plans: torch.Tensor) -> Statistics:
+        """Run the ticks of a decision and charge them; what was measured."""
+        statistics = self.lanes.run(plans, self.settings.ticks_per_decision)
+        cost, updates = (torch.from_numpy(statistics.total(name)).double() for name in ("cost", "updates"))
+        price = self._prices.gather(0, plans[ROW["optimizer"]].long()[None])[0]
+        self.budget.charge(cost + updates * price, self._looks)
         self.plans = plans.clone()
-        return sums
+        return statistics
 
-    def _watch(
-        self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _watch(self, finite: Mask, telemetry: Telemetry, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The guard's verdict, and which runs it gives up."""
         if self.guard is None:
             return torch.full((len(self.tasks),), FINE), torch.zeros(len(self.tasks), dtype=torch.bool)
-        verdict, given_up = self.guard.watch(sums, telemetry, plans)
+        verdict, given_up = map(torch.from_numpy, self.guard.watch(finite, telemetry, plans.numpy()))
         self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
         return verdict, given_up
 
-    def _see(self, telemetry: Telemetry, fine: torch.Tensor) -> None:
+    def _see(self, telemetry: Telemetry, fine: Mask) -> None:
         """Look at the control split, if it is paid for; keep the best states by what the controller may know."""
-        known = telemetry.loss
+        known = telemetry["loss"]
         if self.needs.looks:
-            trained = torch.ones_like(self._live)
+            trained = np.ones(len(self.tasks), bool)
             self.observation = self._observe(telemetry, self._measure_control(), trained=trained, restored=~fine)
             known = self._observer.log_loss
         if self._best_states is not None:
@@ -267,13 +267,16 @@ class EpisodeBatch:
         return lanes.evaluate("control", index)[0].cpu()
 
     def _observe(
-        self, telemetry: Telemetry | None, control_loss: torch.Tensor, *, trained: torch.Tensor, restored: torch.Tensor
+        self, telemetry: Telemetry | None, control_loss: torch.Tensor, *, trained: Mask, restored: Mask
     ) -> torch.Tensor:
-        guard_left = None if self.guard is None else 1 - self.guard.interventions / self.guard.limit
-        cursor = self.lanes.state.counters[COUNTERS.index("cursor")].cpu()
-        read = (cursor + 1).float() * self.settings.microbatch
-        reading = Reading(telemetry, control_loss, self.plans, self.budget.left, trained, restored, guard_left, read)
-        return torch.where(self._shown, self._observer.observe(reading), 0.0)
+        guard_left = 0.0 if self.guard is None else 1 - self.guard.interventions / self.guard.limit
+        cursor = self.lanes.state.counters[COUNTERS.index("cursor")].cpu().numpy()
+        reading = Reading(
+            telemetry, control_loss.numpy(), name_rows(self.plans), self.budget.left.numpy(), trained, restored,
+            guard_left, (cursor + 1) * np.float32(self.settings.microbatch),
+        )  # fmt: skip
+        with np.errstate(all="ignore"):
+            return torch.from_numpy(self._observer.observe(reading) * self._shown)
 
 
 def _calibration_of(task: Task) -> Calibration:

@@ -49,7 +49,7 @@ class Step:
         found: the plans before it, ``[len(PLAN_FIELDS), lanes]``.
         actions: what was asked for, ``[lanes, knobs]``, where the plans came from actions.
         plans: those that were executed.
-        telemetry: what was measured under them.
+        telemetry: what was measured under them, numbers ``[lanes]``.
         decision: what came of it.
     """
 

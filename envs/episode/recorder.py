@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.ledger import Author, Ledger, read_versions
 from loopwright.envs.loop.observation import Needs, name_features
 from loopwright.envs.loop.plan import unstack_plans
-from loopwright.envs.loop.telemetry import Telemetry
+from loopwright.envs.loop.telemetry import TELEMETRY
 from loopwright.inner_tasks.task import SPLITS, Task
 
 
@@ -78,7 +78,7 @@ class Recorder:
                 "action": None if step.actions is None else np.asarray(step.actions)[lane].tolist(),
                 "plan_before": found[lane].as_json(),
                 "plan": chosen[lane].as_json(),
-                "telemetry": {f.name: float(getattr(step.telemetry, f.name)[lane]) for f in fields(Telemetry)},
+                "telemetry": {name: float(step.telemetry[name][lane]) for name in TELEMETRY},
                 "reward": float(step.decision.reward[lane]),
                 **{name: state[name][lane] for name in ("cost", "loss", "metric", "outcome", "verdict")},
             }

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import torch
 
 from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.loop.averages import Floats, Mask
 
 
 class LaneSnapshots:
@@ -13,16 +15,16 @@ class LaneSnapshots:
     def __init__(self, lanes: Lanes) -> None:
         self._lanes, self._stored = lanes, lanes.empty_state()
 
-    def save(self, chosen: torch.Tensor) -> None:
+    def save(self, chosen: Mask) -> None:
         """Store the present state of the lanes ``chosen``, a mask ``[lanes]``."""
         if chosen.any():
-            index = chosen.nonzero()[:, 0]
+            index = torch.from_numpy(np.flatnonzero(chosen))
             self._stored.copy_lanes(index, self._lanes.state, index)
 
-    def restore(self, chosen: torch.Tensor) -> None:
+    def restore(self, chosen: Mask) -> None:
         """Bring the lanes ``chosen`` back to what was stored for them."""
         if chosen.any():
-            index = chosen.nonzero()[:, 0]
+            index = torch.from_numpy(np.flatnonzero(chosen))
             self._lanes.state.copy_lanes(index, self._stored, index)
 
 
@@ -31,21 +33,21 @@ class BestStates:
 
     def __init__(self, lanes: Lanes) -> None:
         self._states = LaneSnapshots(lanes)
-        self._loss = torch.full((lanes.lanes,), math.inf)  # at which those were taken
+        self._loss = np.full(lanes.lanes, math.inf, np.float32)  # at which those were taken
 
     def begin(self, index: torch.Tensor) -> None:
         """A new run in the lanes ``index``: its state before training is the best so far."""
-        begun = torch.zeros(len(self._loss), dtype=torch.bool)
-        begun[index] = True
-        self._loss[index] = math.inf
+        begun = np.zeros(len(self._loss), bool)
+        begun[index.numpy()] = True
+        self._loss[begun] = math.inf
         self._states.save(begun)
 
-    def keep(self, loss: torch.Tensor, fine: torch.Tensor) -> None:
+    def keep(self, loss: Floats, fine: Mask) -> None:
         """Store the states of runs that are ``fine`` and whose ``loss`` is lower than ever; both ``[lanes]``."""
         better = fine & (loss < self._loss)
-        self._loss = torch.where(better, loss, self._loss)
+        self._loss[better] = loss[better]
         self._states.save(better)
 
     def restore(self, chosen: torch.Tensor) -> None:
         """Bring the runs ``chosen``, a mask, back."""
-        self._states.restore(chosen)
+        self._states.restore(chosen.numpy())

@@ -1,10 +1,12 @@
 """Changes: what the last change of each knob brought, and where the learning rate stands, for many runs at once."""
 
-import torch
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from loopwright.envs.loop.knobs import KNOBS
+from loopwright.envs.loop.arithmetic import Arithmetic, Number
 from loopwright.envs.loop.observation import STANDING
-from loopwright.envs.loop.plan import ROW, SGD
+from loopwright.envs.loop.plan import SGD
 
 MOVED = 1e-3  # of a knob's range, on either side of 0: less is no change
 RUINED = -2.0  # what a change brought after which the guard had to restore the run
@@ -12,65 +14,76 @@ WEIGHT = 0.3  # of the newest value in the average that a decision's gain is com
 
 
 class Changes:
-    """Compares every decision of ``lanes`` runs with the one before.
+    """Compares every decision with the one before.
 
     The gain of a decision is how far log L lies below its running average, less what that was lately. What a knob's
     change brought is the gain of the decision it was made for, times the direction in which the knob was moved.
+
+    Attributes:
+        brought: what the last change of each knob of ``STANDING`` brought, by name.
     """
 
-    def __init__(self, lanes: int) -> None:
-        self._positions = torch.full((len(STANDING), lanes), torch.nan)
-        self._brought = torch.zeros(len(STANDING), lanes)
-        self._usual = torch.zeros(lanes)  # the running average of how far the loss lies below its own
-        self._log_rate, self._start, self._safe = (torch.full((lanes,), torch.nan) for _ in range(3))
-        self._scaled = torch.zeros(lanes, dtype=torch.bool)  # whether another optimizer than sgd is in use
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self._xp, unknown = arithmetic, arithmetic.fill(math.nan)
+        self._positions = dict.fromkeys(STANDING, unknown)
+        self.brought = dict.fromkeys(STANDING, arithmetic.fill(0.0))
+        self._usual = arithmetic.fill(0.0)  # the running average of how far the loss lies below its own
+        self._log_rate, self._start, self._safe = unknown, unknown, unknown
+        self._scaled = arithmetic.fill(False)  # whether another optimizer than sgd is in use
 
-    def forget(self, lanes: torch.Tensor) -> None:
-        """Start afresh in ``lanes``, indices or a mask."""
-        self._positions[:, lanes] = torch.nan
-        self._brought[:, lanes], self._usual[lanes] = 0.0, 0.0
-        for log_rate in (self._log_rate, self._start, self._safe):
-            log_rate[lanes] = torch.nan
+    def forget(self, runs: Any) -> None:
+        """Start afresh in ``runs``, a mask or positions."""
+        put = self._xp.put
+        self._positions = {name: put(own, runs, math.nan) for name, own in self._positions.items()}
+        self.brought = {name: put(own, runs, 0.0) for name, own in self.brought.items()}
+        self._usual = put(self._usual, runs, 0.0)
+        self._log_rate, self._start, self._safe = (
+            put(own, runs, math.nan) for own in (self._log_rate, self._start, self._safe)
+        )
 
-    def learn(self, plans: torch.Tensor, below: torch.Tensor, trained: torch.Tensor, restored: torch.Tensor) -> None:
-        """Take in a decision: the ``plans`` it was made under, and how far log L was ``below`` its average.
+    def learn(
+        self, plan: Mapping[str, Number], positions: Mapping[str, Number], below: Number, trained: Number,
+        restored: Number,
+    ) -> None:  # fmt: skip
+        """Take in a decision: the ``plan`` it was made under, and how far log L was ``below`` its average.
 
-        Runs that were not ``trained`` are left alone; those ``restored`` by the guard got worse, whatever was measured.
+        ``positions`` are those of the knobs (``find_positions``). Runs that were not ``trained`` are left alone; those
+        ``restored`` by the guard got worse, whatever was measured.
         """
-        gain = torch.where(restored, RUINED, torch.nan_to_num(below - self._usual, nan=RUINED))
-        change = self._find_positions(plans) - self._positions
-        moved = trained & (change.abs() > MOVED)  # not where the position before is unknown
-        self._brought = torch.where(moved, change.sign() * gain, self._brought)
-        useful = trained & ~restored
-        below = torch.nan_to_num(below, nan=0.0, posinf=0.0, neginf=0.0)
-        self._usual = torch.where(useful, self._usual + WEIGHT * (below - self._usual), self._usual)
-        self._follow(plans)
-        fell = useful & (below >= 0) & ~(self._log_rate <= self._safe)
-        self._safe = torch.where(fell, self._log_rate, self._safe)
+        xp, where = self._xp, self._xp.where
+        gain = below - self._usual
+        gain = where(restored | xp.negate(xp.isfinite(gain)), RUINED, gain)
+        for name, old in self._positions.items():
+            change = positions[name] - old
+            moved = trained & (xp.absolute(change) > MOVED)  # not where the position before is unknown
+            self.brought[name] = where(moved, xp.sign(change) * gain, self.brought[name])
+        useful = trained & xp.negate(restored)
+        below = where(xp.isfinite(below), below, 0.0)
+        self._usual = where(useful, self._usual + WEIGHT * (below - self._usual), self._usual)
+        self._follow(plan)
+        fell = useful & (below >= 0) & xp.negate(self._log_rate <= self._safe)
+        self._safe = where(fell, self._log_rate, self._safe)
 
-    def note(self, plans: torch.Tensor) -> None:
-        """Remember the ``plans`` that the next decision starts from."""
-        self._follow(plans)
-        self._positions = self._find_positions(plans)
-        self._start = torch.where(self._start.isnan(), self._log_rate, self._start)
+    def note(self, plan: Mapping[str, Number], positions: Mapping[str, Number]) -> None:
+        """Remember the ``plan`` that the next decision starts from."""
+        self._follow(plan)
+        self._positions = {name: positions[name] for name in STANDING}
+        self._start = self._xp.where(self._xp.isnan(self._start), self._log_rate, self._start)
 
-    def features(self) -> dict[str, torch.Tensor]:
-        """The features of this, by name, each ``[lanes]``."""
-        return {
-            "rate_since_start": torch.nan_to_num(self._log_rate - self._start, nan=0.0),
-            "rate_from_safe": torch.nan_to_num(self._log_rate - self._safe, nan=0.0),
-            **{f"brought_{name}": row for name, row in zip(STANDING, self._brought, strict=True)},
-        }
+    def features(self) -> dict[str, Number]:
+        """The features of this, by name."""
+        found = {f"brought_{name}": value for name, value in self.brought.items()}
+        for name, other in (("rate_since_start", self._start), ("rate_from_safe", self._safe)):
+            ratio = self._log_rate - other
+            found[name] = self._xp.where(self._xp.isnan(ratio), 0.0, ratio)
+        return found
 
-    def _follow(self, plans: torch.Tensor) -> None:
+    def _follow(self, plan: Mapping[str, Number]) -> None:
         """Take in the learning rate. From sgd or to it, it is another unit: what it is compared with moves along."""
-        log_rate = plans[ROW["learning_rate"]].clamp(min=1e-12).log()
-        scaled = plans[ROW["optimizer"]] > SGD
-        switched = (scaled != self._scaled) & ~self._log_rate.isnan()
-        shift = torch.where(switched, log_rate - self._log_rate, 0.0)
+        xp = self._xp
+        log_rate = xp.log(xp.maximum(plan["learning_rate"], 1e-12))
+        scaled = plan["optimizer"] > SGD
+        switched = (scaled != self._scaled) & xp.negate(xp.isnan(self._log_rate))
+        shift = xp.where(switched, log_rate - self._log_rate, 0.0)
         self._start, self._safe = self._start + shift, self._safe + shift
         self._log_rate, self._scaled = log_rate, scaled
-
-    @staticmethod
-    def _find_positions(plans: torch.Tensor) -> torch.Tensor:
-        return torch.stack([KNOBS[name].position(plans) for name in STANDING])

@@ -13,9 +13,11 @@ look fine until the next gradient.
 import math
 from typing import Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from loopwright.envs.loop.averages import RunningMoments
+from loopwright.envs.loop.arithmetic import Many
+from loopwright.envs.loop.averages import Floats, Mask, RunningMoments
 from loopwright.envs.loop.plan import ROW
 from loopwright.envs.loop.telemetry import Telemetry
 
@@ -34,11 +36,11 @@ GRADIENT_REGIME = ("order", "batch", "depth", "keep", "sweep")
 class Snapshots(Protocol):
     """Room for one stored state of each run."""
 
-    def save(self, chosen: torch.Tensor) -> None:
+    def save(self, chosen: Mask) -> None:
         """Store the present state of the runs ``chosen``, a mask ``[lanes]``."""
         ...
 
-    def restore(self, chosen: torch.Tensor) -> None:
+    def restore(self, chosen: Mask) -> None:
         """Bring the runs ``chosen`` back to what was stored for them."""
         ...
 
@@ -59,20 +61,19 @@ class Guard:
 
     def __init__(self, slots: tuple[Snapshots, Snapshots], lanes: int, limit: int) -> None:
         self.limit = limit
-        self.interventions = torch.zeros(lanes)
-        self.rate_scale = torch.ones(lanes)
+        self.interventions = np.zeros(lanes, np.float32)
+        self.rate_scale = np.ones(lanes, np.float32)
         self._slots = slots
-        self._good = torch.zeros(lanes, dtype=torch.long)  # which of the slots holds the good one
-        self._pending = torch.zeros(lanes, dtype=torch.bool)  # whether the other holds one on probation
-        self._age = torch.zeros(lanes, dtype=torch.long)
-        self._start = torch.ones(lanes)  # the loss before training
-        self._loss = RunningMoments(lanes, HALF_LIFE)
-        self._norm = RunningMoments(lanes, HALF_LIFE)
-        self._plans: torch.Tensor | None = None
+        self._good = np.zeros(lanes, int)  # which of the slots holds the good one
+        self._pending = np.zeros(lanes, bool)  # whether the other holds one on probation
+        self._age = np.zeros(lanes, int)
+        self._start = np.ones(lanes, np.float32)  # the loss before training
+        self._loss, self._norm = (RunningMoments(Many(lanes), HALF_LIFE) for _ in range(2))
+        self._plans: Floats | None = None
 
-    def begin(self, index: torch.Tensor, loss: torch.Tensor) -> None:
+    def begin(self, index: npt.NDArray[np.integer], loss: Floats) -> None:
         """A new episode in the lanes ``index``, of this ``loss`` before training: that is the first good snapshot."""
-        mask = torch.zeros(len(self.interventions), dtype=torch.bool)
+        mask = np.zeros(len(self.interventions), bool)
         mask[index] = True
         self.interventions[index], self.rate_scale[index] = 0.0, 1.0
         self._good[index], self._pending[index], self._age[index] = 0, False, 0
@@ -81,7 +82,7 @@ class Guard:
         self._loss.forget(index)
         self._norm.forget(index)
 
-    def rolled_back(self, chosen: torch.Tensor) -> None:
+    def rolled_back(self, chosen: Mask) -> None:
         """The lanes ``chosen``, a mask, were brought back to another state: from now on that is their good snapshot.
 
         What the slots held belongs to the run that was abandoned.
@@ -89,52 +90,59 @@ class Guard:
         self._good[chosen], self._pending[chosen], self._age[chosen] = 0, False, 0
         self._slots[0].save(chosen)
 
-    def watch(self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watch(self, finite: Mask, telemetry: Telemetry, plans: Floats) -> tuple[npt.NDArray[np.integer], Mask]:
         """Judge a decision that ran under ``plans``, and restore the runs that need it.
 
-        Returns the verdict, an index into ``VERDICTS``, and whether the run is given up because the limit was reached,
-        each ``[lanes]``. A run that is given up is restored all the same.
+        ``finite`` says whose losses, gradients and steps were. Returns the verdict, an index into ``VERDICTS``, and
+        whether the run is given up because the limit was reached, each ``[lanes]``. A run that is given up is restored
+        all the same.
         """
-        verdict = self._judge(sums, telemetry, plans)
-        spent = self.interventions >= self.limit
-        verdict = torch.where(spent & (verdict != NOT_FINITE), FINE, verdict)
-        alarm = verdict != FINE
-        given_up = alarm & spent
-        for slot, snapshots in enumerate(self._slots):
-            snapshots.restore(alarm & (self._good == slot))
-        self.interventions += (alarm & ~given_up).float()
-        self.rate_scale = torch.where(alarm, self.rate_scale * RATE_FACTOR, self.rate_scale)
-        self._loss.update(telemetry.loss.log(), ~alarm)
-        self._norm.update(telemetry.log_gradient_norm, ~alarm & (telemetry.updates > 0))
+        with np.errstate(all="ignore"):
+            log_loss, log_norm = np.log(telemetry["loss"]), telemetry["log_gradient_norm"]
+            verdict = self._judge(finite, telemetry["loss"], log_loss, log_norm, plans)
+            spent = self.interventions >= self.limit
+            verdict[spent & (verdict != NOT_FINITE)] = FINE
+            alarm = verdict != FINE
+            given_up = alarm & spent
+            if alarm.any():
+                for slot, snapshots in enumerate(self._slots):
+                    snapshots.restore(alarm & (self._good == slot))
+                self.interventions += alarm & ~given_up
+                self.rate_scale[alarm] *= RATE_FACTOR
+            self._loss.update(log_loss, ~alarm)
+            self._norm.update(log_norm, ~alarm)  # NaN without an update, which is passed over
         self._keep(alarm)
         return verdict, given_up
 
-    def _judge(self, sums: torch.Tensor, telemetry: Telemetry, plans: torch.Tensor) -> torch.Tensor:
-        if self._plans is not None:
+    def _judge(
+        self, finite: Mask, loss: Floats, log_loss: Floats, log_norm: Floats, plans: Floats
+    ) -> npt.NDArray[np.integer]:
+        if self._plans is not None and not np.array_equal(plans, self._plans):
             for fields, moments in ((LOSS_REGIME, self._loss), (GRADIENT_REGIME, self._norm)):
                 rows = [ROW[field] for field in fields]
                 moments.forget((plans[rows] != self._plans[rows]).any(0))
-        self._plans = plans.clone()
+        self._plans = plans.copy()
 
-        def spike(moments: RunningMoments, value: torch.Tensor, ratio: float) -> torch.Tensor:
+        def spike(moments: RunningMoments, value: Floats, ratio: float) -> Mask:
             distance = moments.distance(value)
             far = (distance > math.log(ratio)) & (distance > SPIKE_SIGMAS * moments.deviation)
-            return far & (moments.seen >= SETTLED)
+            found: Mask = far & (moments.seen >= SETTLED)
+            return found
 
-        verdict = torch.where(
-            spike(self._norm, telemetry.log_gradient_norm, GRADIENT_SPIKE_RATIO), GRADIENT_SPIKE, FINE
-        )
-        high = telemetry.loss > START_RATIO * self._start
-        high |= spike(self._loss, telemetry.loss.log(), LOSS_SPIKE_RATIO)
-        verdict = torch.where(high, LOSS_SPIKE, verdict)
-        return torch.where(torch.isfinite(sums).all(0), verdict, NOT_FINITE)
+        verdict = np.full(len(finite), FINE)
+        verdict[spike(self._norm, log_norm, GRADIENT_SPIKE_RATIO)] = GRADIENT_SPIKE
+        verdict[(loss > START_RATIO * self._start) | spike(self._loss, log_loss, LOSS_SPIKE_RATIO)] = LOSS_SPIKE
+        verdict[~finite] = NOT_FINITE
+        return verdict
 
-    def _keep(self, alarm: torch.Tensor) -> None:
+    def _keep(self, alarm: Mask) -> None:
         """Every few decisions the snapshot on probation has passed, and the present state takes its place."""
         self._pending &= ~alarm
         self._age += 1
         due = ~alarm & (self._age % SNAPSHOT_EVERY == 0)
-        self._good = torch.where(due & self._pending, 1 - self._good, self._good)
-        for slot, snapshots in enumerate(self._slots):
-            snapshots.save(due & (self._good != slot))
-        self._pending |= due
+        if due.any():
+            passed = due & self._pending
+            self._good[passed] = 1 - self._good[passed]
+            for slot, snapshots in enumerate(self._slots):
+                snapshots.save(due & (self._good != slot))
+            self._pending |= due

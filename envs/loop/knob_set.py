@@ -3,15 +3,17 @@
 Action 0 of the box kind, or the discrete action whose step is 0, leaves a field alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
-from loopwright.envs.loop.knobs import KNOBS
-from loopwright.envs.loop.plan import ROW, SGD
+from loopwright.envs.loop.knobs import KNOBS, Row
+from loopwright.envs.loop.plan import SGD, name_rows
 
 KNOB_SETS: dict[str, tuple[str, ...]] = {
     "lr-momentum": ("lr", "momentum"),
@@ -91,17 +93,15 @@ class KnobSet:
 
         ``step_ratio`` is as in ``move``.
         """
-        checked = torch.from_numpy(np.ascontiguousarray(self.check(actions, plans.shape[1])))
-        steps = [
-            checked[:, column] * knob.steps[-1]
-            if self.action == "box"
-            else torch.tensor(knob.steps)[checked[:, column]]
-            for column, knob in enumerate(self.knobs)
-        ]
-        return self.move(torch.stack(steps, dim=1), plans, step_ratio)
+        checked = self.check(actions, plans.shape[1])
+        steps = np.empty((len(checked), len(self.knobs)), np.float32)
+        for column, knob in enumerate(self.knobs):
+            own: Any = checked[:, column]
+            steps[:, column] = own * knob.steps[-1] if self.action == "box" else np.array(knob.steps)[own]
+        return self.move(steps, plans, step_ratio)
 
     def move(
-        self, steps: torch.Tensor, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+        self, steps: Row, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
     ) -> torch.Tensor:
         """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds.
 
@@ -110,16 +110,29 @@ class KnobSet:
         multiplied by it: the switch then leaves the length of the step alone (SWATS, Keskar & Socher 2017). Without it
         the learning rate stays. The other optimizers share their learning rate.
         """
-        moved = plans.clone()
-        for step, knob in zip(steps.T, self.knobs, strict=True):
-            before = torch.full_like(plans[0], knob.low) if knob.command else moved[ROW[knob.field]]
-            after = knob.decode((knob.encode(before).clamp(knob.low, knob.high) + step).clamp(knob.low, knob.high))
-            moved[ROW[knob.field]] = torch.where(step == 0, before, after.to(before.dtype))
-        scaled, was_scaled = ((own[ROW["optimizer"]] > SGD).float() for own in (moved, plans))
-        switched = scaled - was_scaled  # 1 from sgd, -1 to it
-        if step_ratio is not None and switched.any():
-            lr = KNOBS["lr"]
-            bounds = lr.decode(torch.tensor([lr.low, lr.high]))
-            rate = (moved[ROW["learning_rate"]] * step_ratio() ** -switched).clamp(*bounds)
-            moved[ROW["learning_rate"]] = torch.where(switched == 0, moved[ROW["learning_rate"]], rate)
+        found = name_rows(plans)
+        moved = self.move_fields(list(steps.T), found, Many(plans.shape[1]), step_ratio)
+        return torch.from_numpy(np.stack(list(moved.values())))
+
+    def move_fields(
+        self, steps: Sequence[Number], fields: Mapping[str, Number], arithmetic: Arithmetic,
+        step_ratio: Callable[[], torch.Tensor] | None = None,
+    ) -> dict[str, Number]:  # fmt: skip
+        """``move`` of the fields of plans by name, with a step for each knob."""
+        xp, moved = arithmetic, dict(fields)
+        for step, knob in zip(steps, self.knobs, strict=True):
+            if knob.command:
+                moved[knob.field] = xp.fill(knob.low)
+            if xp.any(step != 0):
+                before = moved[knob.field]
+                place = xp.maximum(xp.minimum(xp.number(knob.encode(before)), knob.high), knob.low) + step
+                after = xp.number(knob.decode(xp.maximum(xp.minimum(place, knob.high), knob.low)))
+                moved[knob.field] = xp.where(step == 0, before, after)
+        scaled, was_scaled = moved["optimizer"] > SGD, fields["optimizer"] > SGD
+        if step_ratio is not None and xp.any(scaled != was_scaled):
+            ratio = xp.unpack(step_ratio().numpy()[None])[0]
+            rate = xp.where(scaled, xp.divide(moved["learning_rate"], ratio), moved["learning_rate"] * ratio)
+            low, high = (float(KNOBS["lr"].decode(np.array(bound))) for bound in (KNOBS["lr"].low, KNOBS["lr"].high))
+            rate = xp.maximum(xp.minimum(rate, high), low)
+            moved["learning_rate"] = xp.where(scaled == was_scaled, moved["learning_rate"], rate)
         return moved

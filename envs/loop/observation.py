@@ -15,7 +15,7 @@ from typing import NamedTuple
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.plan import OPTIMIZERS
 
-OBSERVATION_VERSION = 3
+OBSERVATION_VERSION = 4
 LIMIT = 5.0
 
 
@@ -29,8 +29,9 @@ class Feature(NamedTuple):
 
 
 # L is the mean training loss of the last decision, V the loss on the last control batch, V0 the control loss before
-# training; v the running average of log V (fast); G an update's gradient; m the momentum; d the step before. Where
-# there is no control split, L stands for V, and that of the first decision for V0.
+# training; v the running average of log V (fast); G an update's gradient; m the momentum; d the step before: of the
+# updates at the end of the decision (``telemetry``). Where there is no control split, L stands for V, and that of the
+# first decision for V0.
 FEATURES: tuple[Feature, ...] = tuple(
     Feature(*row)
     for row in (
@@ -53,11 +54,10 @@ FEATURES: tuple[Feature, ...] = tuple(
         ("gradient_cosine", "cosine of G with the G before", "-1 to 1", "scale"),
         ("momentum_cosine", "cosine of G with m", "-1 to 1", "scale"),
         ("momentum_ratio", "log(|m| / |G|): how much the averaging cancels", "any", "scale"),
-        ("noise_ratio", "log of rms microbatch gradient over rms G", "any", "scale"),
         ("gradient_noise_scale", "log of tr(cov G) / |mean G|^2, from successive G (McCandlish et al. 2018)", "any",
          "scale"),
         ("curvature", "d.H.d / d.P.d x learning rate, from successive G; 2 is the edge of stability", "any", "scale"),
-        ("clipped_fraction", "share of updates that were clipped", "0 to 1", ""),
+        ("clipped_fraction", "share of those updates that were clipped", "0 to 1", ""),
         ("clip_margin", "log(threshold / typical |G|); LIMIT when off", "any", ""),
         ("step_ratio", "log(|step| / |weights|) + 6", "any", ""),
         ("rate_since_start", "log(learning rate / that at the start)", "any", ""),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from loopwright.envs.loop.errors import LoopwrightError
@@ -113,6 +114,16 @@ def stack_plans(plans: Sequence[LoopPlan], dtype: torch.dtype = torch.float32) -
     """Plans as one tensor ``[len(PLAN_FIELDS), lanes]``; a field of ``CHOICES`` is its position there."""
     rows = [[CHOICES[k].index(v) if k in CHOICES else float(v) for k, v in p.as_dict().items()] for p in plans]
     return torch.tensor(rows, dtype=dtype).T.contiguous()
+
+
+def name_rows(plans: torch.Tensor) -> dict[str, npt.NDArray[np.floating]]:
+    """The fields of stacked plans by name, each ``[lanes]``: views of them."""
+    return dict(zip(PLAN_FIELDS, plans.numpy(), strict=True))
+
+
+def name_column(plans: torch.Tensor, lane: int) -> dict[str, float]:
+    """The fields of one of them by name, as numbers."""
+    return dict(zip(PLAN_FIELDS, plans[:, lane].tolist(), strict=True))
 
 
 def unstack_plans(plans: torch.Tensor) -> list[LoopPlan]:

@@ -1,85 +1,110 @@
-"""Loss and gradient statistics of one decision, summed tick by tick; shared by every way of running a loop.
+"""Loss and gradient statistics of one decision, shared by every way of running a loop.
 
-A loop adds one term per tick to each of ``SUMS``; those about the gradient only when the tick ends in an update. Norms
-and products run over the active blocks. ``summarise`` turns the sums into means once per decision.
+The loss of every tick is summed. Statistics of the gradient cost passes over the parameters, so they are taken of the
+updates in the last ``WINDOW`` ticks of a decision alone: of each the *products* of five vectors with one another, from
+which every norm and cosine follows. ``summarise`` turns both into means, once per decision.
+
+The five, just before an update is made: G its gradient, the mean over the microbatches, before clipping; M the momentum
+before it; W the weights; and where the update before lies in the window as well, P that one's G, and S, how it moved
+the weights.
 """
 
-from dataclasses import dataclass
+import math
+from typing import NamedTuple
 
-import torch
+import numpy as np
 
-SUMS = (
-    "ticks",
-    "cost",  # geq of the tick's training
-    "loss",  # mean over the microbatch, kept or not
-    "loss_square",
-    "microbatch_square",  # |g|^2 of the microbatch gradient
+from loopwright.envs.loop.arithmetic import Arithmetic, Number
+from loopwright.envs.loop.averages import Floats, Mask
+
+SUMS = ("ticks", "cost", "loss", "loss_square", "updates")  # added up over the ticks; cost in geq, loss per microbatch
+WINDOW = 4  # ticks
+# What is taken of an update. The first two are 1 where there was an update in the tick, and one before it in the
+# window; without one, all that is about it is 0.
+PROBE = ("measured", "paired", "GG", "MM", "WW", "GM", "PP", "SS", "GP", "GS", "PS", "MS")
+# Means over one decision. The gradient's are NaN for a run that made no update in the window, or where two are
+# needed, not two in a row.
+TELEMETRY = (
+    "loss",
+    "loss_std",
     "updates",
-    "gradient_square",  # |G|^2 of the accumulated (mean) gradient, before clipping
-    "gradient_dot",  # G . G of the update before, of each block the last one it took part in
     "log_gradient_norm",
-    "log_gradient_norm_square",
-    "gradient_cosine",  # cosine of those two
-    "momentum_cosine",  # cosine of G with the momentum before the update
-    "log_momentum_ratio",  # log(|momentum| / |G|)
-    "turn",  # (G before - G) . d, with d the direction of the step before
-    "slope",  # d . its momentum, that is |d|^2 in the metric in which the optimizer descends
-    "clipped",
-    "log_step_ratio",  # log(|step| / |weights|)
+    "log_gradient_norm_std",
+    "gradient_cosine",  # of G with P
+    "momentum_cosine",  # of G with M
+    "log_momentum_ratio",  # log(|M| / |G|)
+    "log_noise_scale",  # log of the gradient noise scale, in batches of the size of an update's
+    "curvature",  # along S, times the learning rate
+    "clipped_fraction",
+    "log_step_ratio",  # log(|S| / |W|)
 )
+Telemetry = dict[str, Number]  # by the names of TELEMETRY
+TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
 
 
-@dataclass(frozen=True)
-class Telemetry:
-    """Means over one decision, each ``[lanes]``. The gradient's are NaN for a lane that made no update."""
+class Statistics(NamedTuple):
+    """What was measured in one decision of ``lanes`` runs."""
 
-    loss: torch.Tensor
-    loss_std: torch.Tensor
-    updates: torch.Tensor
-    log_gradient_norm: torch.Tensor
-    log_gradient_norm_std: torch.Tensor
-    gradient_cosine: torch.Tensor
-    momentum_cosine: torch.Tensor
-    log_momentum_ratio: torch.Tensor
-    log_noise_ratio: torch.Tensor  # 0.5 log(mean |g|^2 / mean |G|^2): how much accumulating shrinks the gradient
-    log_noise_scale: torch.Tensor  # log of the gradient noise scale, in batches of the size of an update's
-    curvature: torch.Tensor  # along the last step, times the learning rate
-    clipped_fraction: torch.Tensor
-    log_step_ratio: torch.Tensor
+    sums: Floats  # [len(SUMS), lanes]
+    window: Floats  # [ticks, len(PROBE), lanes]
+
+    @property
+    def finite(self) -> Mask:
+        """Whose losses, gradients and steps were finite, ``[lanes]``."""
+        finite: Mask = np.isfinite(self.sums.sum(0)) & np.isfinite(self.window.sum((0, 1)))
+        return finite
+
+    def total(self, name: str) -> Floats:
+        """A sum of ``SUMS`` by its name, ``[lanes]``."""
+        total: Floats = self.sums[SUMS.index(name)]
+        return total
 
 
-def summarise(sums: torch.Tensor) -> Telemetry:
-    """Means of one decision from the sums ``[len(SUMS), lanes]`` of its ticks.
+def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> Telemetry:
+    """The telemetry of a decision in which gradients were clipped at ``clip``.
 
     The gradient noise scale (McCandlish et al. 2018, section 2.2) is tr(covariance) / |mean gradient|^2. Here the
     squared mean gradient is estimated by the product of successive gradients, whose noise is independent, and the
     trace by what |G|^2 exceeds it by: so it needs no second batch size. Where successive gradients point apart there
     is no signal, and it is infinite.
 
-    The curvature along the last step d is d.H.d / d.P.d, times the learning rate: H d by the difference of the
-    gradients before and after, P the optimizer's own metric (the identity for sgd). Above 2, descent on a quadratic
-    diverges. The two gradients are of different microbatches, so that noise is read as curvature as well.
+    The curvature along S is S.H.S / S.P.S, with H S the difference of the gradients before and after and P the
+    optimizer's own metric, in which -P S is the learning rate times the momentum that made it: so the quotient below is
+    the curvature times the learning rate. Above 2, descent on a quadratic diverges. The two gradients are of different
+    microbatches, so that noise is read as curvature as well.
     """
-    s = dict(zip(SUMS, sums.unbind(0), strict=True))
-    ticks, updates = s["ticks"], s["updates"]
-    loss, log_norm = s["loss"] / ticks, s["log_gradient_norm"] / updates
-    signal = s["gradient_dot"].clamp(min=0)
-
-    def deviation(square: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        return (square - mean * mean).clamp(min=0).sqrt()
-
-    return Telemetry(
-        loss=loss,
-        loss_std=deviation(s["loss_square"] / ticks, loss),
-        updates=updates,
-        log_gradient_norm=log_norm,
-        log_gradient_norm_std=deviation(s["log_gradient_norm_square"] / updates, log_norm),
-        gradient_cosine=s["gradient_cosine"] / updates,
-        momentum_cosine=s["momentum_cosine"] / updates,
-        log_momentum_ratio=s["log_momentum_ratio"] / updates,
-        log_noise_ratio=0.5 * torch.log((s["microbatch_square"] / ticks) / (s["gradient_square"] / updates)),
-        log_noise_scale=torch.log((s["gradient_square"] - signal).clamp(min=0) / signal),
-        curvature=torch.where(s["slope"] == 0, 0.0, s["turn"] / s["slope"]),
-        clipped_fraction=s["clipped"] / updates,
-        log_step_ratio=s["log_step_ratio"] / updates,
-    )
+    xp = arithmetic
+    ticks, _, loss_sum, loss_square, updates = xp.unpack(statistics.sums)
+    window = [xp.unpack(tick) for tick in statistics.window]
+    loss = loss_sum / ticks
+    count = pairs = cosine = along = momentum = step = signal = square = turn = slope = clipped = 0.0
+    log_norms = []
+    for on, pair, gg, mm, ww, gm, pp, ss, gp, gs, ps, ms in window:
+        log_norm = 0.5 * xp.log(gg + TINY)
+        log_norms.append((on, log_norm))
+        count, pairs = count + on, pairs + pair
+        cosine = cosine + gp / xp.sqrt(gg + TINY) / xp.sqrt(pp + TINY)
+        along = along + gm / xp.sqrt(gg + TINY) / xp.sqrt(mm + TINY)
+        momentum = momentum + on * (0.5 * xp.log(mm + TINY) - log_norm)
+        step = step + pair * 0.5 * (xp.log(ss + TINY) - xp.log(ww + TINY))
+        signal, square = signal + gp, square + pair * gg
+        turn, slope = turn + gs - ps, slope - ms
+        clipped = clipped + xp.where(gg > clip * clip, 1.0, 0.0)
+    mean = xp.divide(sum(on * value for on, value in log_norms), count)
+    spread = sum(on * (value - mean) * (value - mean) for on, value in log_norms)
+    signal = xp.maximum(signal, 0.0)
+    nothing = xp.where(pairs > 0, 0.0, math.nan)
+    return {
+        "loss": loss,
+        "loss_std": xp.sqrt(xp.maximum(loss_square / ticks - loss * loss, 0.0)),
+        "updates": updates,
+        "log_gradient_norm": mean,
+        "log_gradient_norm_std": xp.sqrt(xp.divide(spread, count)),
+        "gradient_cosine": xp.divide(cosine, pairs),
+        "momentum_cosine": xp.divide(along, count),
+        "log_momentum_ratio": xp.divide(momentum, count),
+        "log_noise_scale": xp.log(xp.divide(xp.maximum(square - signal, 0.0), signal)),
+        "curvature": xp.where(slope == 0, nothing, xp.divide(turn, slope)),
+        "clipped_fraction": xp.divide(clipped, count),
+        "log_step_ratio": xp.divide(step, pairs),
+    }

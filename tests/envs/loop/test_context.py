@@ -3,18 +3,19 @@
 import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.arithmetic import One
 from loopwright.envs.loop.changes import RUINED, Changes
 from loopwright.envs.loop.context import INFORMATION, Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.knobs import find_positions
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, stack_plans
+from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.inner_tasks import Task
 
 PRICES = dict(zip(OPTIMIZERS, (1.6, 32.0, 0.0, 1600.0), strict=True))
@@ -84,14 +85,18 @@ class Told:
     """Changes of one run, told of one decision after another."""
 
     def __init__(self, plan: LoopPlan) -> None:
-        self.changes = Changes(1)
-        self.changes.note(stack_plans([plan]))
+        self.changes = Changes(One())
+        self.changes.note(*self._read(plan))
+
+    def _read(self, plan: LoopPlan) -> tuple[dict[str, float], dict[str, float]]:
+        fields = name_column(stack_plans([plan]), 0)
+        return fields, find_positions(fields, One())
 
     def decide(self, plan: LoopPlan, below: float, *, restored: bool = False) -> dict[str, float]:
-        plans, yes = stack_plans([plan]), torch.ones(1, dtype=torch.bool)
-        self.changes.learn(plans, torch.tensor([below]), yes, torch.tensor([restored]))
-        self.changes.note(plans)
-        return {name: value.item() for name, value in self.changes.features().items()}
+        fields, positions = self._read(plan)
+        self.changes.learn(fields, positions, below, True, restored)
+        self.changes.note(fields, positions)
+        return self.changes.features()
 
 
 @given(st.floats(0.01, 1), st.sampled_from([-1, 1]))

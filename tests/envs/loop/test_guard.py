@@ -15,26 +15,36 @@ from loopwright.envs.episode.decision import DIVERGED, RUNNING
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.snapshots import LaneSnapshots
 from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.arithmetic import Many
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, GRADIENT_SPIKE, LOSS_SPIKE, NOT_FINITE, SNAPSHOT_EVERY, Guard
 from loopwright.envs.loop.ledger import read_ledger
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
-from loopwright.envs.loop.telemetry import SUMS, summarise
+from loopwright.envs.loop.telemetry import PROBE, SUMS, Statistics, summarise
 from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.inner_tasks import Task
 from loopwright.scripts.benchmarks import run_wild
 
 WILD = LoopPlan(optimizer="sgd", learning_rate=1e30, batch=1)
-STATE = ("weights", "momentum", "second_moment", "gradient_sum", "average", "previous_gradient")
+STATE = ("weights", "momentum", "second_moment", "gradient_sum", "average")
+
+
+def watch(guard: Guard, statistics: Statistics, plans: torch.Tensor) -> tuple[int, bool]:
+    """The verdict on a decision of one run, and whether it is given up."""
+    rows = plans.numpy()
+    with np.errstate(all="ignore"):
+        telemetry = summarise(statistics, rows[ROW["clip"]], Many(1))
+    verdict, given_up = guard.watch(statistics.finite, telemetry, rows)
+    return int(verdict[0]), bool(given_up[0])
 
 
 def guarded(task: Task, lanes: int = 1, limit: int = 5) -> tuple[Lanes, Guard]:
     engine = Lanes(task, lanes)
     engine.load(range(lanes), [task] * lanes, range(lanes))
     guard = Guard((LaneSnapshots(engine), LaneSnapshots(engine)), lanes, limit)
-    guard.begin(torch.arange(lanes), torch.full((lanes,), 0.7))
+    guard.begin(np.arange(lanes), np.full(lanes, 0.7))
     return engine, guard
 
 
@@ -43,13 +53,11 @@ def test_a_restored_run_is_the_run_that_never_diverged(small_task: Task) -> None
     engine, guard = guarded(small_task)
     stored = None
     for decision in range(1, 3 * SNAPSHOT_EVERY):
-        sums = engine.run(calm, 16)
-        guard.watch(sums, summarise(sums), calm)
+        watch(guard, engine.run(calm, 16), calm)
         if decision == SNAPSHOT_EVERY:
             stored = [row.clone() for row in engine.state.rows()]
-    sums = engine.run(stack_plans([WILD]), 16)
-    verdict, given_up = guard.watch(sums, summarise(sums), stack_plans([WILD]))
-    assert (verdict.item(), given_up.item()) == (NOT_FINITE, False)
+    wild = stack_plans([WILD])
+    assert watch(guard, engine.run(wild, 16), wild) == (NOT_FINITE, False)
     assert stored is not None
     # The snapshot of decision 8 was still on probation, that of decision 4 had passed.
     for kept, now in zip(stored[:-1], engine.state.rows()[:-1], strict=True):
@@ -58,12 +66,11 @@ def test_a_restored_run_is_the_run_that_never_diverged(small_task: Task) -> None
     assert guard.interventions.item() == 1
 
 
-def crafted(loss: float, norm: float) -> torch.Tensor:
-    values = dict.fromkeys(SUMS, 1.0) | {
-        "ticks": 16.0, "updates": 16.0, "loss": 16 * loss, "loss_square": 16 * loss**2,
-        "log_gradient_norm": 16 * float(np.log(norm)), "log_gradient_norm_square": 16 * float(np.log(norm)) ** 2,
-    }  # fmt: skip
-    return torch.tensor([[values[name]] for name in SUMS])
+def crafted(loss: float, norm: float) -> Statistics:
+    sums = {"ticks": 16.0, "cost": 256.0, "updates": 16.0, "loss": 16 * loss, "loss_square": 16 * loss**2}
+    update = dict.fromkeys(PROBE, 1.0) | {"GG": norm**2, "PP": norm**2, "GP": 0.5 * norm**2}
+    window = np.array([[[update[name]] for name in PROBE]] * 4)
+    return Statistics(np.array([[sums[name]] for name in SUMS]), window)
 
 
 @pytest.mark.parametrize(
@@ -77,25 +84,21 @@ def test_what_is_an_alarm(loss: float, norm: float, verdict: int, small_task: Ta
     rng = np.random.default_rng(0)
     for _ in range(8):
         calm = crafted(float(rng.uniform(0.9, 1.1)), float(rng.uniform(0.8, 1.2)))
-        assert guard.watch(calm, summarise(calm), plans)[0].item() == FINE
-    sums = crafted(loss, norm)
-    assert guard.watch(sums, summarise(sums), plans)[0].item() == verdict
+        assert watch(guard, calm, plans)[0] == FINE
+    assert watch(guard, crafted(loss, norm), plans)[0] == verdict
 
 
 def test_a_loss_far_above_the_one_before_training_is_an_alarm_at_once(small_task: Task) -> None:
     for loss, verdict in ((6.9, FINE), (7.1, LOSS_SPIKE)):
         _, guard = guarded(small_task)
-        sums = crafted(loss, 1.0)
-        assert guard.watch(sums, summarise(sums), stack_plans([LoopPlan()]))[0].item() == verdict
+        assert watch(guard, crafted(loss, 1.0), stack_plans([LoopPlan()]))[0] == verdict
 
 
 def test_another_data_order_is_no_alarm(small_task: Task) -> None:
     _, guard = guarded(small_task)
     for _ in range(8):
-        guard.watch(crafted(1.0, 1.0), summarise(crafted(1.0, 1.0)), stack_plans([LoopPlan()]))
-    jump = crafted(6.0, 50.0)
-    harder = stack_plans([LoopPlan(order="hard-first")])
-    assert guard.watch(jump, summarise(jump), harder)[0].item() == FINE
+        watch(guard, crafted(1.0, 1.0), stack_plans([LoopPlan()]))
+    assert watch(guard, crafted(6.0, 50.0), stack_plans([LoopPlan(order="hard-first")]))[0] == FINE
 
 
 def test_after_its_last_intervention_the_next_alarm_ends_the_run(small_task: Task) -> None:

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopwright.envs.loop.arithmetic import Many, One
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KNOB_SETS, KnobSet
-from loopwright.envs.loop.knobs import KNOBS
-from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.loop.knobs import KNOBS, find_positions
+from loopwright.envs.loop.plan import ROW, LoopPlan, name_column, name_rows, stack_plans, unstack_plans
 
 
 def moved(knobs: str, action: list[int], plan: LoopPlan | None = None) -> LoopPlan:
@@ -99,16 +100,19 @@ def test_any_sequence_of_actions_stays_in_bounds_and_valid(actions: list[tuple[i
     for action in actions:
         plans = knobs.apply(np.array([action]), plans)
         unstack_plans(plans)  # a LoopPlan validates itself
-        for knob in knobs.knobs:
-            assert -1 <= knob.position(plans).item() <= 1
+        positions = find_positions(name_rows(plans), Many(1))
+        assert all(-1 <= position <= 1 for position in positions.values())
+        alone = find_positions(name_column(plans, 0), One())
+        assert alone == pytest.approx({name: float(position[0]) for name, position in positions.items()}, abs=1e-5)
 
 
 @given(st.sampled_from(list(KNOBS.values())), st.floats(0, 1))
 def test_encodings_invert(knob: object, share: float) -> None:
-    encoded = torch.tensor([knob.low + share * (knob.high - knob.low)])  # type: ignore[attr-defined]
+    encoded = np.array([knob.low + share * (knob.high - knob.low)], np.float32)  # type: ignore[attr-defined]
     if knob.whole:  # type: ignore[attr-defined]
-        encoded = encoded.round()
-    torch.testing.assert_close(knob.encode(knob.decode(encoded)).clamp(max=knob.high), encoded, rtol=1e-3, atol=1e-3)  # type: ignore[attr-defined]
+        encoded = np.rint(encoded)
+    again = np.minimum(knob.encode(knob.decode(encoded)), knob.high)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(again, encoded, rtol=1e-3, atol=1e-3)
 
 
 def test_starting_outside_the_bounds_comes_back_inside_only_when_moved() -> None:
