@@ -82,7 +82,8 @@ class ReferenceLoop:
     def snapshot(self) -> dict[str, Any]:
         """A copy of everything ``restore`` needs to come back to this moment."""
         state = {name: getattr(self, name) for name in self.STATE}
-        return copy.deepcopy(state | {"weights": [p.detach() for p in self.parameters], "average": self.average})
+        state |= {"weights": self.parameters, "average": self.average}
+        return {name: _copy(own) for name, own in state.items()}
 
     @torch.no_grad()
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ class ReferenceLoop:
             for p, weights in zip(own, snapshot[name], strict=True):
                 p.copy_(weights)
         for name in self.STATE:
-            setattr(self, name, copy.deepcopy(snapshot[name]))
+            setattr(self, name, _copy(snapshot[name]))
 
     @torch.no_grad()
     def step_ratio(self) -> torch.Tensor:
@@ -268,6 +269,13 @@ class ReferenceLoop:
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Numbers, unless they are tokens or classes, in the loop's dtype."""
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a number, a tensor, or a list of them."""
+    if isinstance(value, list):
+        return [_copy(each) for each in value]
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _dot(a: Tensors, b: Tensors) -> float:

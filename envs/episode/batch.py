@@ -34,7 +34,7 @@ from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, ROW, LoopPlan, name_rows, stack_plans, unstack_plans
-from loopwright.envs.loop.telemetry import Statistics, Telemetry, summarise
+from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 from loopwright.inner_tasks.task import Calibration, Task
 
 
@@ -77,7 +77,7 @@ class EpisodeBatch:
         self.lanes = (LibraryLanes if library else Lanes)(template, lanes, **options)
         self.setup = {
             "settings": settings.as_json(), "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value,
-            "rolls_back": rolls_back, "engine": type(self.lanes).__name__,
+            "rolls_back": rolls_back, "engine": type(self.lanes).__name__, "window": WINDOW,
         }  # fmt: skip
         look = measure_cost(template.model).look(min(settings.control_batch, len(template.control)))
         self._price_of_look = look if needs.looks else 0.0
