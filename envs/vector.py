@@ -15,6 +15,7 @@ from loopwright.envs.engine.prices import PriceList
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import Decision
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.averages import Mask
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.plan import LoopPlan, unstack_plans
@@ -24,7 +25,6 @@ from loopwright.envs.spaces import make_action_space, make_observation_space
 from loopwright.envs.training_loop import FloatArray, choose_settings, make_batch
 from loopwright.inner_tasks.task import Task
 
-Mask = npt.NDArray[np.bool_]
 Info = dict[str, Any]
 TEXTS = ("task", "outcome", "verdict")  # entries of an info that are not numbers
 

@@ -22,7 +22,7 @@ from loopwright.inner_tasks.synthetic import VECTOR_MODELS, standardise
 
 Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[AnyArray, AnyArray]]
 SIGNAL = 128  # samples of a time series, after resampling
-WINDOW = 24  # letters of a speech that a language model sees
+LETTERS = 24  # letters of a speech that a language model sees
 PATCH = 16  # pixels along the side of a piece of a picture
 
 
@@ -144,10 +144,10 @@ def draw_windows(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int
     first, second = int(0.7 * len(order)), int(0.85 * len(order))
     places = []
     for size, own in zip(sizes, (order[:first], order[first:second], order[second:]), strict=True):
-        room = ends[own] - begins[own] - WINDOW
+        room = ends[own] - begins[own] - LETTERS
         speech = rng.choice(own, size=size, p=room / room.sum())
-        places.append(begins[speech] + (rng.random(size) * (ends[speech] - begins[speech] - WINDOW)).astype(np.int64))
-    at = np.concatenate(places)[:, None] + np.arange(WINDOW + 1)
+        places.append(begins[speech] + (rng.random(size) * (ends[speech] - begins[speech] - LETTERS)).astype(np.int64))
+    at = np.concatenate(places)[:, None] + np.arange(LETTERS + 1)
     return text[at[:, :-1]], text[at[:, 1:]]
 
 
@@ -165,11 +165,11 @@ def draw_bags(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, i
 
 _LETTERS, _SYMBOLS = len(WORD_SYMBOLS), len(SPEECH_SYMBOLS)
 _SPEECH_LOSS = "loss 1.07, 6-grams of all the text"
-_GRU = RecurrentNet(WINDOW, _SYMBOLS, 48, 1, _SYMBOLS, every_step=True, tokens=True)
-_TRANSFORMER = Transformer(WINDOW, _SYMBOLS, 32, 2, 1, _SYMBOLS, every_step=True, tokens=True)
+_GRU = RecurrentNet(LETTERS, _SYMBOLS, 48, 1, _SYMBOLS, every_step=True, tokens=True)
+_TRANSFORMER = Transformer(LETTERS, _SYMBOLS, 32, 2, 1, _SYMBOLS, every_step=True, tokens=True)
 _WORD_GRU = RecurrentNet(WORD_LENGTH, _LETTERS, 32, 1, 5, tokens=True)
 _WORD_TRANSFORMER = Transformer(WORD_LENGTH, _LETTERS, 32, 2, 1, 5, tokens=True)
-_SPEECH_RNN = RecurrentNet(WINDOW, _SYMBOLS, 64, 1, _SYMBOLS, cell="tanh", every_step=True, tokens=True)
+_SPEECH_RNN = RecurrentNet(LETTERS, _SYMBOLS, 64, 1, _SYMBOLS, cell="tanh", every_step=True, tokens=True)
 _SIZES, _CONV_SIZES, _SPEECH_SIZES = (2048, 256, 512), (4096, 256, 256), (4096, 128, 256)
 
 # What is known to be reachable is from the literature of each data set, or was measured with scikit-learn.

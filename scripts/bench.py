@@ -8,10 +8,11 @@
 
 All figures come from one run; only their ratios travel between machines. engine: an MLP 64-32-32-10, microbatches of
 16. The plain loop does the same work as a lane, telemetry included, with torch.optim.AdamW; the limit is nothing but
-the matrix products of one step, batched over the lanes. cost: an MLP of 4 hidden layers of 1024, batch 256, in one
-thread, where arithmetic dominates. guard: learning rates log-uniform in [1e-6, 1e3], then random actions on all knobs.
-looking: decisions of 16 updates by fused AdamW with clipping and averaged weights, on that MLP and on one of a million
-parameters at batch 64, in one thread; the look at the control split stands apart, as it does in the cost.
+the matrix products of one step, batched over the lanes; JAX is there if it is installed (the extra "bench"). cost: an
+MLP of 4 hidden layers of 1024, batch 256, in one thread, where arithmetic dominates. guard: learning rates log-uniform
+in [1e-6, 1e3], then random actions on all knobs. looking: decisions of 16 updates by fused AdamW with clipping and
+averaged weights, on that MLP and on one of a million parameters at batch 64, in one thread; the look at the control
+split stands apart, as it does in the cost.
 """
 
 import json
@@ -32,6 +33,8 @@ from loopwright.scripts.run import run
 NAMES = {
     "lanes_compiled": "Lanes, compiled",
     "lanes_eager": "Lanes, eager",
+    "jax_sgd": "JAX, vmap and scan, SGD without telemetry",
+    "jax_adamw": "JAX, vmap and scan, AdamW without telemetry",
     "plain_loop": "plain PyTorch loop, with telemetry",
     "reference_loop": "ReferenceLoop",
     "matmul_limit": "batched matmul alone",

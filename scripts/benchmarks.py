@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -28,8 +29,10 @@ from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import Author
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, stack_plans
 from loopwright.inner_tasks import MLP, Split, Task, get_task
+from loopwright.scripts.jax_bench import JAX_TICKS, make_jax_steps
 
 TASK, MICROBATCH = "mixtures:2", 16
+DECISION = 16  # ticks
 IMPORTED = ("gymnasium", "torch", "loopwright", "loopwright.envs.training_loop")
 
 
@@ -51,7 +54,7 @@ def make_lanes_step(task: Task, lanes: int, compile: bool) -> Callable[[], None]
     batch = Lanes(task, lanes, microbatch=MICROBATCH, compile=compile)
     batch.load(range(lanes), [task] * lanes, range(lanes))
     plans = stack_plans([LoopPlan(batch=1)] * lanes)
-    return lambda: forget(batch.run(plans, 4))
+    return lambda: forget(batch.run(plans, DECISION))
 
 
 def forget(_: object) -> None:
@@ -119,10 +122,13 @@ def measure_engine(lanes: int, seconds: float) -> dict[str, float]:
     reference = ReferenceLoop(task, 0, microbatch=MICROBATCH)
     found = {}
     if has_compiler():
-        found["lanes_compiled"] = measure_rate(make_lanes_step(task, lanes, True), 4 * lanes, seconds)
-    found["lanes_eager"] = measure_rate(make_lanes_step(task, lanes, False), 4 * lanes, seconds)
+        found["lanes_compiled"] = measure_rate(make_lanes_step(task, lanes, True), DECISION * lanes, seconds)
+    found["lanes_eager"] = measure_rate(make_lanes_step(task, lanes, False), DECISION * lanes, seconds)
     with torch.no_grad():
         found["matmul_limit"] = measure_rate(make_matmul_step(lanes), lanes, seconds)
+    if find_spec("jax") is not None:
+        for rule, step in make_jax_steps(task, lanes, MICROBATCH).items():
+            found[f"jax_{rule}"] = measure_rate(step, JAX_TICKS * lanes, seconds)
     found["plain_loop"] = measure_rate(make_plain_step(task), 1, seconds)
     found["reference_loop"] = measure_rate(lambda: forget(reference.run(LoopPlan(batch=1), 1)), 1, seconds)
     return found

@@ -1,4 +1,4 @@
-"""The same tick in JAX, without telemetry, for ``loopwright bench`` to compare with: vmap over runs, scan over ticks."""
+"""The same tick in JAX, without telemetry, for comparison: vmap over runs, scan over ticks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from loopwright.envs.loop.extras import import_extra
 from loopwright.inner_tasks import Task
 
-TICKS = 16
-UPDATES = ("sgd", "adamw")
+JAX_TICKS = 16
+JAX_RULES = ("sgd", "adamw")
 
 
 def make_jax_steps(task: Task, lanes: int, microbatch: int) -> dict[str, Callable[[], None]]:
-    """For each of ``UPDATES`` a function that advances ``lanes`` runs of an MLP's task by ``TICKS``.
+    """For each of ``JAX_RULES`` a function that advances ``lanes`` runs of an MLP's task by ``JAX_TICKS``.
 
     Every run has its own weights, data and stream of samples, as in ``Lanes``. Raises ``LoopwrightError`` without JAX.
     """
@@ -42,14 +42,12 @@ def make_jax_steps(task: Task, lanes: int, microbatch: int) -> dict[str, Callabl
             key, own = jax.random.split(key)
             index = jax.random.randint(own, (microbatch,), 0, x.shape[0])
             loss, gradient = jax.value_and_grad(loss_of)(weights, x[index], y[index])
-            moved = [
-                move(kind, *each, count) for each in zip(weights, momenta, squares, gradient, strict=True)
-            ]
+            moved = [move(kind, *each, count) for each in zip(weights, momenta, squares, gradient, strict=True)]
             weights, momenta, squares = (list(each) for each in zip(*moved, strict=True))
             return (weights, momenta, squares, key, count + 1, x, y), loss
 
         def run(weights: Any, momenta: Any, squares: Any, key: Any, count: Any, x: Any, y: Any) -> Any:
-            carry, losses = jax.lax.scan(tick, (weights, momenta, squares, key, count, x, y), None, TICKS)
+            carry, losses = jax.lax.scan(tick, (weights, momenta, squares, key, count, x, y), None, JAX_TICKS)
             return carry[:5], losses
 
         advance = jax.jit(jax.vmap(run), donate_argnums=(0, 1, 2, 3, 4))
@@ -67,4 +65,4 @@ def make_jax_steps(task: Task, lanes: int, microbatch: int) -> dict[str, Callabl
 
         return step
 
-    return {kind: make(kind) for kind in UPDATES}
+    return {kind: make(kind) for kind in JAX_RULES}

@@ -22,7 +22,7 @@ from loopwright.envs.loop.telemetry import summarise
 from loopwright.inner_tasks import MLP, Split, Task, get_task
 
 PLAN = LoopPlan(batch=1, clip=1.0, average=8.0)
-TICKS = 16
+UPDATES = 16
 
 
 def measure_looking(seconds: float) -> list[dict[str, float | str]]:
@@ -63,8 +63,8 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
 
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken["decision"]) < 10:
-        timed("decision", lambda: bare.run(PLAN, TICKS))
-        statistics = timed("watched", lambda: watched.run(PLAN, TICKS))
+        timed("decision", lambda: bare.run(PLAN, UPDATES))
+        statistics = timed("watched", lambda: watched.run(PLAN, UPDATES))
         loss, _ = timed("look", lambda: watched.evaluate(control))
         seen = timed("observation", look_back)
         timed("policy", decide)

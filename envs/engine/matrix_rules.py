@@ -8,8 +8,9 @@ import torch
 
 from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
 from loopwright.envs.engine.scope import JOINT
-from loopwright.envs.engine.update import TINY, find_active_blocks, find_shrinkage, mask_blocks
+from loopwright.envs.engine.update import find_active_blocks, find_shrinkage, mask_blocks
 from loopwright.envs.loop.plan import ADAMW, OPTIMIZERS, ROW
+from loopwright.envs.loop.telemetry import TINY
 from loopwright.envs.loop.update_rules import MATRIX_RULES, direct_batch
 
 

@@ -17,11 +17,10 @@ from loopwright.envs.engine.lane_state import COUNTERS, LaneState, Layout
 from loopwright.envs.engine.scope import BOTTOM_UP, JOINT, Scope
 from loopwright.envs.engine.tick import count_kept
 from loopwright.envs.loop.plan import ADAMW, ROW
-from loopwright.envs.loop.telemetry import PROBE
+from loopwright.envs.loop.telemetry import PROBE, TINY
 from loopwright.envs.loop.update_rules import ADAM_EPS
 from loopwright.inner_tasks.models import ModelSpec
 
-TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
 Plan = dict[str, torch.Tensor]  # the fields of the plans, each [lanes]
 
 

@@ -63,6 +63,7 @@ class Observer:
         self._changes = Changes(xp)
         self._losses = Averages(xp, ("train", "control", "gap"))  # log L, log V and their difference
         self._norms = Averages(xp, ("norm", "deviation"))  # of log|G|, over decisions with an update
+        self._signals = Averages(xp, ("signal",))  # over decisions with two updates
         self._moments = {kind: RunningMoments(xp, HALF_LIVES["slow"]) for kind in ("train", "control")}
         self._zscores: Columns = dict.fromkeys(self._moments, zero)
         self._last: Columns = dict.fromkeys(TELEMETRY, zero)
@@ -72,7 +73,7 @@ class Observer:
         put, index = self.arithmetic.put, list(lanes)
         for numbers in (self._memory, self._last, self._zscores):
             numbers.update({name: put(value, index, 0.0) for name, value in numbers.items()})
-        memories: list[Any] = [self._losses, self._norms, *self._moments.values(), self._changes]
+        memories: list[Any] = [self._losses, self._norms, self._signals, *self._moments.values(), self._changes]
         for memory in memories:
             memory.forget(index)
         starts = [
@@ -150,6 +151,7 @@ class Observer:
         xp, last, average, updated = self.arithmetic, self._last, self._norms.get, self._norms.started
         norm, where = last["log_gradient_norm"], self.arithmetic.where
         above = where(updated, norm - average("norm", "slow"), 0.0)
+        signal = xp.minimum(xp.maximum(self._signals.get("signal", "fast"), 0.0), 1.0)
         return {
             "gradient_level": above,
             "gradient_zscore": above / (average("deviation", "slow") + 0.05),
@@ -158,7 +160,7 @@ class Observer:
             "gradient_cosine": last["gradient_cosine"],
             "momentum_cosine": last["momentum_cosine"],
             "momentum_ratio": last["log_momentum_ratio"],
-            "gradient_noise_scale": last["log_noise_scale"],
+            "gradient_noise_scale": where(self._signals.started, xp.log(xp.divide(1 - signal, signal)), 0.0),
             "curvature": last["curvature"],
             "clipped_fraction": last["clipped_fraction"],
             "clip_margin": where(updated, xp.log(reading.plan["clip"]) - norm, LIMIT),
@@ -206,6 +208,8 @@ class Observer:
         logs = {"train": xp.log(train), "control": xp.log(control)}
         self._losses.update(logs | {"gap": logs["control"] - logs["train"]}, training)
         self._norms.update({"norm": last["log_gradient_norm"], "deviation": last["log_gradient_norm_std"]}, updating)
+        paired = training & xp.negate(xp.isnan(telemetry["signal"]))
+        self._signals.update({"signal": last["signal"]}, paired)
         lowest, smoothed = m["lowest_control"], self._losses.get("control", "fast")
         m["lowest_control"] = where(training & (smoothed < lowest), smoothed, lowest)
         return before - logs["train"]

@@ -33,13 +33,13 @@ TELEMETRY = (
     "gradient_cosine",  # of G with P
     "momentum_cosine",  # of G with M
     "log_momentum_ratio",  # log(|M| / |G|)
-    "log_noise_scale",  # log of the gradient noise scale, in batches of the size of an update's
+    "signal",  # squared mean of the gradient over its mean square: 1 without noise
     "curvature",  # along S, times the learning rate
     "clipped_fraction",
     "log_step_ratio",  # log(|S| / |W|)
 )
 Telemetry = dict[str, Number]  # by the names of TELEMETRY
-TINY = 1e-30  # keeps a ratio of squared norms finite when both are zero: norms count from 1e-15 on
+TINY = 1e-30  # keeps ratios and logarithms of squared norms finite when they are zero: norms count from 1e-15 on
 
 
 class Statistics(NamedTuple):
@@ -63,10 +63,10 @@ class Statistics(NamedTuple):
 def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> Telemetry:
     """The telemetry of a decision in which gradients were clipped at ``clip``.
 
-    The gradient noise scale (McCandlish et al. 2018, section 2.2) is tr(covariance) / |mean gradient|^2. Here the
-    squared mean gradient is estimated by the product of successive gradients, whose noise is independent, and the
-    trace by what |G|^2 exceeds it by: so it needs no second batch size. Where successive gradients point apart there
-    is no signal, and it is infinite.
+    The squared mean of the gradient is estimated by the product of successive ones, whose noise is independent: so its
+    share in the mean square, the *signal*, may come out below 0. With s its average over decisions, the gradient noise
+    scale tr(covariance) / |mean gradient|^2 (McCandlish et al. 2018, section 2.2) is (1 - s) / s, in batches of the
+    size of an update's; it needs no second batch size.
 
     The curvature along S is S.H.S / S.P.S, with H S the difference of the gradients before and after and P the
     optimizer's own metric, in which -P S is the learning rate times the momentum that made it: so the quotient below is
@@ -92,7 +92,6 @@ def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> T
         clipped = clipped + xp.where(gg > clip * clip, 1.0, 0.0)
     mean = xp.divide(sum(on * value for on, value in log_norms), count)
     spread = sum(on * (value - mean) * (value - mean) for on, value in log_norms)
-    signal = xp.maximum(signal, 0.0)
     nothing = xp.where(pairs > 0, 0.0, math.nan)
     return {
         "loss": loss,
@@ -103,7 +102,7 @@ def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> T
         "gradient_cosine": xp.divide(cosine, pairs),
         "momentum_cosine": xp.divide(along, count),
         "log_momentum_ratio": xp.divide(momentum, count),
-        "log_noise_scale": xp.log(xp.divide(xp.maximum(square - signal, 0.0), signal)),
+        "signal": xp.divide(signal, square),
         "curvature": xp.where(slope == 0, nothing, xp.divide(turn, slope)),
         "clipped_fraction": xp.divide(clipped, count),
         "log_step_ratio": xp.divide(step, pairs),
