@@ -1,0 +1,51 @@
+"""The averaged copy of the weights that a plan's ``average`` asks for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """An exponential average of parameters, by torch's own; of their buffers (batch norm) there is none."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def update(self, parameters: Sequence[torch.Tensor], half_life: float) -> None:
+        """Take in the weights after an update; half of the average is forgotten every ``half_life`` updates."""
+        if half_life <= 0:
+            self.weights = []
+        elif [p.shape for p in parameters] != [w.shape for w in self.weights]:
+            self.weights = [p.detach().clone() for p in parameters]
+        else:
+            average = get_ema_multi_avg_fn(0.5 ** (1 / half_life))
+            average(self.weights, [p.detach() for p in parameters], torch.tensor(1))
+
+    @contextmanager
+    def applied(self, parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Within it the parameters are the average, where there is one."""
+        if not self.weights:
+            yield
+            return
+        self._swap(parameters)
+        try:
+            yield
+        finally:
+            self._swap(parameters)
+
+    @torch.no_grad()
+    def _swap(self, parameters: Sequence[torch.Tensor]) -> None:
+        for p, weight in zip(parameters, self.weights, strict=True):
+            held = p.detach().clone()
+            p.copy_(weight)
+            weight.copy_(held)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weights = list(state["weights"])

@@ -1,0 +1,148 @@
+"""What a plan's fields are in the parameter groups of a torch optimizer, read and written.
+
+A plan holds the momentum as an average, torch's SGD and RMSprop as a sum: there the plan's learning rate is torch's over
+(1 - momentum), times (1 - dampening). Groups keep their ratios to one another: the plan speaks of the largest group.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.plan import SGD, LoopPlan
+
+SUM, AVERAGE, BETA = "sum", "average", "betas"
+MUON = 3
+
+
+@dataclass(frozen=True)
+class Means:
+    """How one kind of optimizer holds what a plan sets; None where it has no counterpart.
+
+    Attributes:
+        rule: the plan's ``optimizer`` it is, or is most like; None where it is like none.
+        momentum: as ``BETA``, the first of ``betas``; as ``SUM`` or ``AVERAGE``, its ``momentum``.
+        second: the second of ``betas``, or ``alpha``.
+        decays: whether ``weight_decay`` works as if it were decoupled.
+    """
+
+    rule: str
+    momentum: str | None = None
+    second: str | None = None
+    decays: bool = False
+
+
+# By the name of the class: subclasses of other libraries are looked up under their own.
+MEANS: dict[str, Means] = {
+    "SGD": Means("sgd", SUM, None, decays=True),
+    "AdamW": Means("adamw", BETA, BETA, decays=True),
+    "Adam": Means("adamw", BETA, BETA),
+    "NAdam": Means("adamw", BETA, BETA),
+    "RAdam": Means("adamw", BETA, BETA),
+    "Adamax": Means("adamw", BETA, BETA),
+    "RMSprop": Means("adamw", SUM, "alpha"),
+    "Muon": Means("muon", AVERAGE, None, decays=True),
+}
+LEARNING_RATE_ALONE = Means("adamw")
+STATE_KEYS = ("exp_avg", "momentum_buffer")  # where optimizers keep the average or the sum of gradients
+
+
+class Groups:
+    """The parameter groups of an optimizer, as fields of a plan.
+
+    Raises ``LoopwrightError`` for an optimizer without parameters, or with sparse ones.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not any(group["params"] for group in optimizer.param_groups):
+            raise LoopwrightError(f"{type(optimizer).__name__} has no parameters to steer")
+        self.optimizer = optimizer
+        self.means = MEANS.get(type(optimizer).__name__, LEARNING_RATE_ALONE)
+        self.settable = self._find_settable()
+        self._remember_ratios()
+
+    def _find_settable(self) -> set[str]:
+        """The plan's fields that can be set."""
+        first, means = self.optimizer.param_groups[0], self.means
+        found = {"learning_rate", "clip", "average"}
+        if means.momentum is not None and (means.momentum == BETA or "momentum" in first):
+            found.add("momentum")
+        if means.second is not None:
+            found.add("second_momentum")
+        if means.decays or first.get("decoupled_weight_decay"):
+            found.add("weight_decay")
+        return found
+
+    def _remember_ratios(self) -> None:
+        groups = self.optimizer.param_groups
+        sizes = [sum(p.numel() for p in group["params"]) for group in groups]
+        self.main = sizes.index(max(sizes))
+        rate = float(groups[self.main]["lr"])
+        self._rates = [float(group["lr"]) / rate if rate > 0 else 1.0 for group in groups]
+        decays = [float(group.get("weight_decay", 0.0)) for group in groups]
+        most = max(decays)
+        self._decays = [decay / most if most > 0 else 1.0 for decay in decays]
+        self.count = len(groups)
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """All that are updated, in the order of the groups."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The optimizer's average of the gradients of each; zeros where it has none yet."""
+        found = []
+        scale = 1.0
+        if self.means.momentum == SUM:
+            group = self.optimizer.param_groups[self.main]
+            scale = (1 - float(group.get("momentum", 0.0))) / max(1 - float(group.get("dampening", 0.0)), 1e-6)
+        for p in parameters:
+            state = self.optimizer.state.get(p, {})
+            held = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), torch.Tensor)), None)
+            found.append(torch.zeros_like(p) if held is None else held if scale == 1 else held * scale)
+        return found
+
+    def read(self, fields: Mapping[str, float]) -> dict[str, float]:
+        """``fields`` of a plan with what the groups now say in place of theirs."""
+        group, means = self.optimizer.param_groups[self.main], self.means
+        found = dict(fields)
+        rate = float(group["lr"])
+        if "momentum" in self.settable:
+            found["momentum"] = float(group["betas"][0] if means.momentum == BETA else group["momentum"])
+            rate *= self._sum_factor(group, found["momentum"])
+        if "second_momentum" in self.settable:
+            found["second_momentum"] = float(group["betas"][1] if means.second == BETA else group["alpha"])
+        if "weight_decay" in self.settable:
+            found["weight_decay"] = max(float(own["weight_decay"]) for own in self.optimizer.param_groups)
+        return found | {"learning_rate": rate}
+
+    def _sum_factor(self, group: dict[str, Any], momentum: float) -> float:
+        """What a learning rate that steps along a sum is multiplied by, for one that steps along the average."""
+        if self.means.momentum != SUM:
+            return 1.0
+        return (1 - float(group.get("dampening", 0.0))) / (1 - momentum)
+
+    def write(self, fields: Mapping[str, float]) -> None:
+        """Set what can be set of a plan's ``fields``; the ratios between groups stay."""
+        for group, rate, decay in zip(self.optimizer.param_groups, self._rates, self._decays, strict=True):
+            momentum = float(fields["momentum"])
+            if "momentum" in self.settable and self.means.momentum == BETA:
+                group["betas"] = (momentum, group["betas"][1])
+            elif "momentum" in self.settable:
+                group["momentum"] = momentum
+            if "second_momentum" in self.settable and self.means.second == BETA:
+                group["betas"] = (group["betas"][0], float(fields["second_momentum"]))
+            elif "second_momentum" in self.settable:
+                group["alpha"] = float(fields["second_momentum"])
+            if "weight_decay" in self.settable:
+                group["weight_decay"] = decay * float(fields["weight_decay"])
+            held = float(group["momentum"]) if self.means.momentum == SUM and "momentum" in group else 0.0
+            value = rate * float(fields["learning_rate"]) / self._sum_factor(group, held)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+

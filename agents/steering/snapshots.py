@@ -1,0 +1,66 @@
+"""What a steered loop can be brought back to: a copy of the weights and of the optimizer's state."""
+
+import copy
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from loopwright.envs.loop.averages import Mask
+
+
+class LoopSnapshot:
+    """One stored state of the parameters of an optimizer, and of what it remembers of them.
+
+    Copies go into the same memory each time. ``learning_rate`` and the like are not part of it.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._weights: list[torch.Tensor] = []
+        self._state: list[dict[str, Any]] = []
+
+    @property
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def save(self, chosen: Mask) -> None:
+        """Store the present state, if ``chosen [1]``."""
+        if not chosen[0]:
+            return
+        parameters = self._parameters
+        if [p.shape for p in parameters] != [w.shape for w in self._weights]:
+            self._weights, self._state = [torch.empty_like(p) for p in parameters], [{} for _ in parameters]
+        for weight, kept, p in zip(self._weights, self._state, parameters, strict=True):
+            weight.copy_(p)
+            state = self._optimizer.state.get(p, {})
+            for name in set(kept) - set(state):
+                del kept[name]
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and isinstance(kept.get(name), torch.Tensor):
+                    kept[name].copy_(value)
+                else:
+                    kept[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+    @torch.no_grad()
+    def restore(self, chosen: Mask) -> None:
+        """Go back to what was stored, if ``chosen [1]``. Parameters that came later stay as they are."""
+        if not chosen[0] or not self._weights:
+            return
+        for weight, kept, p in zip(self._weights, self._state, self._parameters, strict=False):
+            p.copy_(weight)
+            state = self._optimizer.state[p]
+            for name in set(state) - set(kept):
+                del state[name]
+            for name, value in kept.items():
+                if isinstance(value, torch.Tensor) and isinstance(state.get(name), torch.Tensor):
+                    state[name].copy_(value)
+                else:
+                    state[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._weights, "state": self._state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._weights, self._state = list(state["weights"]), list(state["state"])
