@@ -22,7 +22,7 @@ class WeightAverage:
         elif [p.shape for p in parameters] != [w.shape for w in self.weights]:
             self.weights = [p.detach().clone() for p in parameters]
         else:
-            average = get_ema_multi_avg_fn(0.5 ** (1 / half_life))
+            average = get_ema_multi_avg_fn(0.5 ** (1 / half_life))  # type: ignore[no-untyped-call]
             average(self.weights, [p.detach() for p in parameters], torch.tensor(1))
 
     @contextmanager

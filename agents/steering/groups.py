@@ -1,7 +1,7 @@
 """What a plan's fields are in the parameter groups of a torch optimizer, read and written.
 
-A plan holds the momentum as an average, torch's SGD and RMSprop as a sum: there the plan's learning rate is torch's over
-(1 - momentum), times (1 - dampening). Groups keep their ratios to one another: the plan speaks of the largest group.
+A plan holds the momentum as an average, torch's SGD and RMSprop as a sum: there the plan's learning rate is torch's
+over (1 - momentum), times (1 - dampening). Groups keep their ratios to one another: the plan speaks of the largest.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,8 @@ import torch
 from torch.optim import Optimizer
 
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.plan import SGD, LoopPlan
 
 SUM, AVERAGE, BETA = "sum", "average", "betas"
-MUON = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,9 @@ class Groups:
         """The plan's fields that can be set."""
         first, means = self.optimizer.param_groups[0], self.means
         found = {"learning_rate", "clip", "average"}
-        if means.momentum is not None and (means.momentum == BETA or "momentum" in first):
+        # RMSprop makes room for a momentum at its first update alone.
+        held = means.rule == "sgd" or means.momentum == BETA or float(first.get("momentum", 0.0)) > 0
+        if means.momentum is not None and held:
             found.add("momentum")
         if means.second is not None:
             found.add("second_momentum")
@@ -113,6 +113,8 @@ class Groups:
         if "momentum" in self.settable:
             found["momentum"] = float(group["betas"][0] if means.momentum == BETA else group["momentum"])
             rate *= self._sum_factor(group, found["momentum"])
+        else:
+            found["momentum"] = 0.0
         if "second_momentum" in self.settable:
             found["second_momentum"] = float(group["betas"][1] if means.second == BETA else group["alpha"])
         if "weight_decay" in self.settable:
@@ -145,4 +147,3 @@ class Groups:
                 group["lr"].fill_(value)
             else:
                 group["lr"] = value
-

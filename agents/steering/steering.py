@@ -5,50 +5,321 @@ the environments. What it may set is what the optimizer has: ``groups`` says how
 """
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
+from torch import distributed
 from torch.optim import Optimizer
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.prices import LivePrices
+from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import LoopSnapshot
 from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
-from loopwright.envs.loop.knobs import KNOBS
-from loopwright.envs.loop.ledger import Author, Ledger, read_versions
 from loopwright.envs.loop.memory import load_memory, save_memory
-from loopwright.envs.loop.observation import name_features
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
+from loopwright.envs.loop.plan import OPTIMIZERS, PLAN_FIELDS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.probe import Probe
-from loopwright.envs.loop.telemetry import SUMS, WINDOW, Statistics, summarise
+from loopwright.envs.loop.telemetry import PROBE, WINDOW, Statistics, Telemetry, summarise
 
-LEAVE = ("arithmetic", "_xp", "_slots")  # what observer and guard do not remember but use
+LEAVE = ("arithmetic", "_xp", "slots")  # what observer and guard use, but do not remember
 _ATTACHED = "_loopwright_steering"
 
 
-def attach(optimizer: Optimizer, policy: Policy | Path | str = "core", steps: int | None = None, **options: Any) -> "Steering":
-    """Let a policy steer the loop that ``optimizer`` makes the updates of.
-
-    Call ``steering.step(loss)`` once per iteration, after ``optimizer.step()``; see ``Steering``.
+class Steering:
+    """A policy at the wheel of one loop.
 
     Args:
-        optimizer: of torch or of its kind, with parameter groups.
+        optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that the package brings along.
-        steps: how many updates there will be; None where that is open.
-        options: see ``Steering``.
+        steps: updates there will be; None where that is open.
+        every: updates between decisions; None takes what the policy was trained with.
+        target: the loss on validation data that is to be reached; None where there is none.
+        samples, batch_size: how many different samples there are to train on, and how many an update reads; the
+            policy then knows how often it has seen them. None where that is not known.
+        limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
+        guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
+        advise: only say what would be done (``plan``, and in the ledger), change nothing.
+        ledger: file to keep an audit log in; None for none.
+
+    Attributes:
+        plan: the fields that hold now, by name, or with ``advise`` would.
+        decisions: how many were taken.
+        updates: how many were made.
+        stopped: why it has let go of the wheel, or None.
+
+    Raises:
+        LoopwrightError: an optimizer that is steered already or has no parameters; values that cannot be.
     """
-    return Steering(optimizer, policy if isinstance(policy, Policy) else load_policy(policy), steps, **options)
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        policy: Policy | Path | str = "core",
+        steps: int | None = None,
+        *,
+        every: int | None = None,
+        target: float | None = None,
+        samples: int | None = None,
+        batch_size: int | None = None,
+        limits: Mapping[str, tuple[float, float]] | None = None,
+        guard: int = 3,
+        advise: bool = False,
+        ledger: Path | str | None = None,
+    ) -> None:
+        if hasattr(optimizer, _ATTACHED):
+            raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
+        settings = self.policy.training.get("settings", {})
+        self.every = every or int(settings.get("ticks_per_decision", 16))
+        self._check(steps, limits or {}, guard)
+        self.steps, self.advise, self.limits = steps, advise, dict(limits or {})
+        self.groups = Groups(optimizer)
+        self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
+        self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1)]), 0))
+        self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
+        self._steered = [knob.field in self.groups.settable for knob in self.policy.knobs.knobs]
+        self._say_what_is_off()
+        self.decisions = self.updates = 0
+        self.stopped: str | None = None
+        self._average = WeightAverage()
+        self._observer = Observer()
+        self._context = Context(
+            control=False, target=target, budget=None if steps is None else float(steps * (batch_size or 1)),
+            parameters=sum(p.numel() for p in self.groups.parameters), samples=samples, microbatch=batch_size or 1,
+        ).without([] if samples and batch_size else ["size"])  # fmt: skip
+        self._observer.begin([0], np.ones(1), [self._context])
+        self._guard = Guard((LoopSnapshot(optimizer), LoopSnapshot(optimizer)), 1, guard) if guard else None
+        if self._guard is not None and not advise:
+            self._guard.begin(np.array([0]), np.array([math.inf]))  # what the loss is before training is not known
+        self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
+        self._control: float | None = None
+        self._seen = self._observe(None, restored=False)
+        self._parameters: list[torch.Tensor] = []
+        self._begin_decision()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_update),
+            optimizer.register_step_post_hook(self._after_update),
+        ]
+        setattr(optimizer, _ATTACHED, self)
+
+    @staticmethod
+    def _check(steps: int | None, limits: Mapping[str, tuple[float, float]], guard: int) -> None:
+        if steps is not None and steps < 1:
+            raise LoopwrightError(f"steps must be 1 or more, or None where it is open; got {steps}")
+        if guard < 0:
+            raise LoopwrightError(f"guard must be 0 or more, got {guard}")
+        for field, (low, high) in limits.items():
+            if field not in PLAN_FIELDS:
+                raise LoopwrightError(f"limits are for fields of a plan: {', '.join(PLAN_FIELDS)}; got {field!r}")
+            if not low <= high:
+                raise LoopwrightError(f"limits of {field} must be (low, high); got {(low, high)}")
+
+    def _say_what_is_off(self) -> None:
+        off = [k.name for k, on in zip(self.policy.knobs.knobs, self._steered, strict=True) if not on]
+        if off:
+            kind = type(self.groups.optimizer).__name__
+            warnings.warn(f"{kind} has nothing for the policy's {', '.join(off)}: left as they are", stacklevel=3)
+
+    # What the user calls
+
+    def step(self, loss: torch.Tensor | float | None = None) -> None:
+        """Once per iteration, after ``optimizer.step()``; ``loss`` is that of the batch, before any scaling.
+
+        Raises ``LoopwrightError`` without a loss.
+        """
+        if loss is None:
+            raise LoopwrightError("step() needs the loss of the batch: steering.step(loss)")
+        if self.stopped is not None:
+            return
+        self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
+        if self._count >= self.every:
+            self._decide()
+
+    def validate(self, value: torch.Tensor | float) -> None:
+        """Tell of a loss on validation data, whenever there is one."""
+        value = float(value)
+        if self._control is None and math.isfinite(value):
+            self._observer.tell_control(value)
+        self._control = value
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the parameters are the averaged weights that the plan asks for; to validate or to save them."""
+        return self._average.applied(self.groups.parameters)
+
+    def detach(self) -> None:
+        """Let go: the hooks are taken away, and the settings stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        if hasattr(self.groups.optimizer, _ATTACHED):
+            delattr(self.groups.optimizer, _ATTACHED)
+
+    # Within an update
+
+    def _begin_decision(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._count = 0
+        if self._parameters:
+            self._probe.begin()
+
+    @torch.no_grad()
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.stopped is not None:
+            return
+        if len(optimizer.param_groups) != self.groups.count:
+            self.groups = Groups(optimizer)
+        parameters = [p for p in self.groups.parameters if p.grad is not None]
+        if not parameters:
+            return
+        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+            raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+        scale = self._find_scale(optimizer)
+        if self._count >= self.every - WINDOW:
+            self._measure(parameters, scale)
+        if "clip" in self.groups.settable and self.plan["clip"] < math.inf and not self.advise:
+            torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
+
+    @staticmethod
+    def _find_scale(optimizer: Optimizer) -> float:
+        """What a GradScaler has multiplied the gradients by, where the optimizer divides by it itself."""
+        scale = getattr(optimizer, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
+
+    def _measure(self, parameters: list[torch.Tensor], scale: float) -> None:
+        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
+            self._parameters, self._probe = parameters, Probe(parameters)
+            self._probe.begin()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale != 1:
+            gradients = [g / scale for g in gradients]
+        self._probe.measure(gradients, self.groups.momenta(parameters), parameters)
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        found = getattr(optimizer, "found_inf", None)
+        if self.stopped is not None or (found is not None and float(found) > 0):
+            return  # an update that a GradScaler skipped is none
+        self._count += 1
+        self.updates += 1
+        if not self.advise:
+            self._average.update(self.groups.parameters, self.plan["average"])
+
+    # Between updates
+
+    def _decide(self) -> None:
+        losses = torch.stack([loss.float().cpu() for loss in self._losses]).tolist()
+        window = self._probe.read() if self._parameters else np.zeros((0, len(PROBE), 1), np.float32)
+        squares = sum(loss * loss for loss in losses)
+        sums = [float(len(losses)), float(len(losses)), sum(losses), squares, float(self._count)]
+        statistics = Statistics(np.array(sums)[:, None], window)
+        found = self.groups.read(self.plan)
+        telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
+        verdict = self._watch(statistics, telemetry, found)
+        if self.stopped is None:
+            seen, self._seen = self._seen, self._observe(telemetry, restored=verdict != FINE, plan=found)
+            chosen = self._share(self._choose(found))
+            if self._record is not None:
+                self._record.write(seen, found, chosen, telemetry, VERDICTS[verdict])
+            self.plan = chosen
+            if not self.advise:
+                self.groups.write(chosen)
+        self.decisions += 1
+        self._begin_decision()
+
+    def _watch(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float]) -> int:
+        """The guard's verdict; what it restores is restored, and the learning rate in ``found`` halved."""
+        if self._guard is None or self.advise:
+            return FINE
+        rows = np.array([[found[name]] for name in PLAN_FIELDS], np.float32)
+        columns = {name: np.array([value], np.float32) for name, value in telemetry.items()}
+        verdicts, given_up = self._guard.watch(statistics.finite, columns, rows)
+        if verdicts[0] != FINE:
+            found["learning_rate"] *= RATE_FACTOR
+            self._average.weights = []
+        if given_up[0]:
+            self._fall_back("the guard has brought it back as often as it may")
+        return int(verdicts[0])
+
+    def _fall_back(self, reason: str) -> None:
+        """The user's own settings again, and no further decisions."""
+        self.stopped = reason
+        for group, own in zip(self.groups.optimizer.param_groups, self._own, strict=False):
+            group.update({name: value for name, value in own.items() if name != "params"})
+        warnings.warn(f"steering has stopped: {reason}; the optimizer has its own settings again", stacklevel=4)
+
+    def _observe(
+        self, telemetry: Telemetry | None, *, restored: bool, plan: Mapping[str, float] | None = None
+    ) -> np.ndarray:
+        left = 1.0 if self.steps is None else max(0.0, 1 - self.updates / self.steps)
+        guard_left = 0.0 if self._guard is None else float(1 - self._guard.interventions[0] / self._guard.limit)
+        reading = Reading(
+            telemetry, self._control if self._control is not None else math.nan, plan or self.plan, left,
+            telemetry is not None, restored, guard_left, float(self.updates * self._context.microbatch),
+        )  # fmt: skip
+        return self._observer.observe(reading)
+
+    def _choose(self, found: dict[str, float]) -> dict[str, float]:
+        steps = self.policy.steps(self._seen)[0].tolist()
+        steps = [step if on else 0.0 for step, on in zip(steps, self._steered, strict=True)]
+        chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic)
+        for field, (low, high) in self.limits.items():
+            chosen[field] = min(max(chosen[field], low), high)
+        return chosen
+
+    def _share(self, chosen: dict[str, float]) -> dict[str, float]:
+        """Of several processes that train together the first decides, and the others follow."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return chosen
+        values = torch.tensor(list(chosen.values()), dtype=torch.float64)
+        distributed.broadcast(values, 0)
+        return dict(zip(chosen, values.tolist(), strict=True))
+
+    # Going on after an interruption
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed job needs to go on exactly; beside the model's and the optimizer's own."""
+        guard = self._guard
+        return {
+            "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates, "count": self._count,
+            "stopped": self.stopped, "control": self._control, "seen": torch.from_numpy(self._seen.copy()),
+            "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
+            "observer": save_memory(self._observer, LEAVE),
+            "guard": None if guard is None else save_memory(guard, LEAVE),
+            "snapshots": [] if guard is None else [slot.state_dict() for slot in guard.slots],
+            "probe": self._probe.state_dict() if self._parameters else None,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``; the model and the optimizer have been brought back already."""
+        self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
+        self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
+        self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
+        self._average.load_state_dict(state["average"])
+        load_memory(self._observer, state["observer"])
+        if self._guard is not None and state["guard"] is not None:
+            load_memory(self._guard, state["guard"])
+            for slot, own in zip(self._guard.slots, state["snapshots"], strict=True):
+                slot.load_state_dict(own)
+        if state["probe"] is not None:
+            self._parameters = list(self.groups.parameters)
+            self._probe = Probe(self._parameters)
+            self._probe.load_state_dict(state["probe"])
+
+
+def attach(
+    optimizer: Optimizer, policy: Policy | Path | str = "core", steps: int | None = None, **options: Any
+) -> Steering:
+    """Let a policy steer the loop whose updates ``optimizer`` makes: two lines in a loop of one's own.
+
+    ``steering = loopwright.attach(optimizer, steps=10_000)`` before it, and in it, after ``optimizer.step()``,
+    ``steering.step(loss)``. For arguments and errors see ``Steering``.
+    """
+    return Steering(optimizer, policy, steps, **options)

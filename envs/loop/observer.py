@@ -112,6 +112,15 @@ class Observer:
         observation: Floats = np.minimum(np.maximum(seen, -LIMIT), LIMIT)
         return observation
 
+    def tell_control(self, loss: float) -> None:
+        """From now on there is a control split, whose first loss this is."""
+        xp, log_loss = self.arithmetic, math.log(max(loss, 1e-12))
+        self._context["control_given"] = xp.fill(1.0)
+        known = self._memory["start_known"] > 0
+        for name in ("log_start", "lowest_control"):
+            self._memory[name] = xp.where(known, self._memory[name], log_loss)
+        self._memory["start_known"] = xp.fill(1.0)
+
     @property
     def log_loss(self) -> Number:
         """How far the runs have come: the higher of smoothed control and training loss, in logarithms.

@@ -1,6 +1,7 @@
 """Probe: measures the updates of one run, on whatever tensors it keeps its parameters in."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,14 @@ class Probe:
             rows, columns = self._both if before else self._alone
             products = torch.mm(rows, columns)
         self._products.append(products)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured in the present window."""
+        return {"vectors": self._vectors.clone(), "products": [p.clone() for p in self._products]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._vectors.copy_(state["vectors"])
+        self._products = list(state["products"])
 
     def read(self) -> Floats:
         """What was measured since ``begin``: ``[updates, len(PROBE), 1]``."""

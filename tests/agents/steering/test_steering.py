@@ -1,0 +1,255 @@
+"""A policy in a loop that knows nothing of it: what it sets, what it leaves alone, and what it survives."""
+
+import io
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.steering.groups import Groups
+from loopwright.agents.steering.steering import Steering, attach
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.ledger import read_ledger
+from loopwright.envs.loop.observation import OBSERVATION_NAMES
+from loopwright.envs.loop.plan import LoopPlan
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*left as they are")
+Make = Callable[[Any], Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "SGD without momentum": lambda p: torch.optim.SGD(p, lr=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+}
+
+
+def make_policy(seed: int = 1) -> Policy:
+    """One that was never trained, and moves every knob."""
+    knobs = KnobSet("core")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_network([len(OBSERVATION_NAMES), 32, sum(knobs.choices)], "tanh")
+    return Policy(network, knobs, LoopPlan(), training={"settings": {"ticks_per_decision": 16}})
+
+
+def read_batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = torch.randn(32, 20, generator=torch.Generator().manual_seed(number))
+    return inputs, (inputs[:, :3].sum(1) > 0).long()
+
+
+class Loop:
+    """Twenty lines that a user would write."""
+
+    def __init__(self, make: Make = OPTIMIZERS["AdamW"], seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 2))
+        self.optimizer = make(self.model.parameters())
+        self.steering: Steering | None = None
+
+    def attach(self, **options: Any) -> Steering:
+        self.steering = attach(self.optimizer, make_policy(), 1000, **options)
+        return self.steering
+
+    def run(self, first: int, last: int, spoil: Callable[[int, torch.Tensor], torch.Tensor] | None = None) -> float:
+        for number in range(first, last):
+            inputs, labels = read_batch(number)
+            loss = nn.functional.cross_entropy(self.model(inputs), labels)
+            if spoil is not None:
+                loss = spoil(number, loss)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.steering is not None:
+                self.steering.step(loss)
+        return loss.item()
+
+    @property
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_an_optimizer_has_is_steered_and_the_rest_left_alone(name: str, tmp_path: Path) -> None:
+    loop = Loop(OPTIMIZERS[name])
+    steering = loop.attach(ledger=tmp_path / "run.jsonl")
+    before = dict(loop.optimizer.param_groups[0])
+    loss = loop.run(0, 160)
+    assert steering.decisions == 10
+    assert math.isfinite(loss)
+    group = loop.optimizer.param_groups[0]
+    assert group["lr"] != before["lr"]
+    if "second_momentum" not in steering.groups.settable and "betas" in group:
+        assert group["betas"][1] == before["betas"][1]
+    found = Groups(loop.optimizer).read(steering.plan)
+    for field in steering.groups.settable - {"clip", "average"}:
+        assert found[field] == pytest.approx(steering.plan[field], rel=1e-6)
+    content = read_ledger(tmp_path / "run.jsonl")
+    assert [entry["decision"] for entry in content.entries] == list(range(10))
+    assert content.entries[-1]["plan"]["learning_rate"] == pytest.approx(steering.plan["learning_rate"])
+    assert content.header["window"] == 4
+
+
+def test_advice_changes_nothing_to_the_bit() -> None:
+    plain, advised = Loop(), Loop()
+    steering = advised.attach(advise=True)
+    for loop in (plain, advised):
+        loop.run(0, 200)
+    assert torch.equal(plain.weights, advised.weights)
+    assert steering.decisions == 12
+    assert steering.plan["learning_rate"] != 1e-2
+
+
+@pytest.mark.parametrize("cut", [3, 32, 45, 111])
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int) -> None:
+    whole, first, second = Loop(), Loop(), Loop(seed=5)
+    whole.attach()
+    whole.run(0, 150)
+    first.attach()
+    first.run(0, cut)
+    assert first.steering is not None
+    stored = io.BytesIO()
+    torch.save([first.model.state_dict(), first.optimizer.state_dict(), first.steering.state_dict()], stored)
+    stored.seek(0)
+    model, optimizer, steering = torch.load(stored, weights_only=True)
+    second.model.load_state_dict(model)
+    second.optimizer.load_state_dict(optimizer)
+    second.attach().load_state_dict(steering)
+    second.run(cut, 150)
+    assert torch.equal(whole.weights, second.weights)
+
+
+def test_groups_keep_their_ratios_and_stay_within_limits() -> None:
+    def make(_: Any) -> Optimizer:
+        return torch.optim.AdamW(
+            [{"params": loop.model[0].parameters(), "lr": 1e-2}, {"params": loop.model[2].parameters(), "lr": 1e-3}],
+            weight_decay=0.0,
+        )
+
+    loop = Loop()
+    loop.optimizer = make(None)
+    steering = loop.attach(limits={"learning_rate": (5e-3, 2e-2)})
+    for start in range(0, 320, 16):
+        loop.run(start, start + 16)
+        first, second = (group["lr"] for group in loop.optimizer.param_groups)
+        assert first / second == pytest.approx(10)
+        assert 5e-3 <= first <= 2e-2
+    assert steering.decisions == 20
+
+
+def test_sgd_counts_its_learning_rate_along_the_sum() -> None:
+    groups = Groups(torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1, momentum=0.9))
+    plan = groups.read({"learning_rate": 0.0, "momentum": 0.0, "weight_decay": 0.0})
+    assert plan["learning_rate"] == pytest.approx(1.0)
+    groups.write(plan | {"momentum": 0.5})
+    (group,) = groups.optimizer.param_groups
+    assert (group["lr"], group["momentum"]) == (pytest.approx(0.5), 0.5)
+    damped = Groups(torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=0.1, momentum=0.9, dampening=0.9))
+    assert damped.read(plan)["learning_rate"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda number, loss: loss * math.nan if number == 40 else loss,
+        lambda number, loss: loss * 1e6 if number == 40 else loss,
+        lambda number, loss: loss * math.inf if number in (40, 41) else loss,
+        lambda number, loss: loss * math.nan if number == 2 else loss,
+    ],
+    ids=["NaN batch", "spike", "infinite loss", "NaN at the beginning"],
+)
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_a_batch_that_ruins_the_run_is_recovered_from(name: str, spoil: Any) -> None:
+    loop = Loop(OPTIMIZERS[name])
+    steering = loop.attach(limits={"learning_rate": (1e-3, 1.0)})
+    loop.run(0, 160, spoil)
+    assert torch.isfinite(loop.weights).all()
+    assert steering.stopped is None
+    assert loop.run(160, 320) < 1
+
+
+def test_after_too_many_interventions_the_users_settings_hold_again() -> None:
+    loop = Loop()
+    steering = loop.attach(guard=1)
+    with pytest.warns(UserWarning, match="steering has stopped: the guard"):
+        loop.run(0, 32, lambda number, loss: loss * math.nan)
+    assert steering.stopped is not None
+    assert loop.optimizer.param_groups[0]["lr"] == 1e-2
+    decisions = steering.decisions
+    loop.run(32, 128)
+    assert steering.decisions == decisions
+    assert torch.isfinite(loop.weights).all()
+
+
+def test_frozen_parameters_and_groups_that_come_later_are_no_obstacle() -> None:
+    loop = Loop()
+    loop.model[0].requires_grad_(False)
+    frozen = loop.model[0].weight.clone()
+    steering = loop.attach()
+    loop.run(0, 40)
+    assert torch.equal(frozen, loop.model[0].weight)
+    loop.model[0].requires_grad_(True)
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 1e-3})
+    loop.run(40, 120)
+    assert steering.decisions == 7
+    assert not torch.equal(frozen, loop.model[0].weight)
+
+
+def test_what_cannot_be_is_said() -> None:
+    loop = Loop()
+    steering = loop.attach()
+    with pytest.raises(LoopwrightError, match="steered already"):
+        attach(loop.optimizer, make_policy())
+    with pytest.raises(LoopwrightError, match=r"step\(\) needs the loss"):
+        steering.step()
+    steering.detach()
+    attach(loop.optimizer, make_policy()).detach()
+    for options, message in (
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"guard": -1}, "guard must be 0 or more"),
+        ({"limits": {"speed": (0, 1)}}, "limits are for fields of a plan"),
+        ({"limits": {"learning_rate": (1, 0)}}, "must be .low, high."),
+    ):
+        with pytest.raises(LoopwrightError, match=message):
+            attach(Loop().optimizer, make_policy(), **options)
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    attach(optimizer, make_policy())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(LoopwrightError, match="sparse gradients cannot be steered"):
+        optimizer.step()
+
+
+def test_what_has_no_counterpart_is_said_once() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop = Loop(OPTIMIZERS["Adagrad"])
+        loop.attach()
+        loop.run(0, 64)
+    (told,) = [str(w.message) for w in caught]
+    assert told.startswith("Adagrad has nothing for the policy's momentum, second_momentum, weight_decay, batch, opt")
+
+
+def test_the_average_is_applied_for_a_while() -> None:
+    loop = Loop()
+    steering = loop.attach(limits={"average": (8.0, 8.0)})
+    loop.run(0, 64)
+    raw = loop.weights
+    with steering.averaged():
+        assert not torch.equal(raw, loop.weights)
+        assert (loop.weights - raw).norm() < 0.2 * raw.norm()
+    assert torch.equal(raw, loop.weights)
+    steering.validate(0.5)
+    loop.run(64, 96)
+    assert steering.decisions == 6
