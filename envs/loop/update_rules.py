@@ -58,15 +58,16 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     Newton-Schulz iterations, as ``torch.optim.Muon`` makes them (Jordan et al. 2024), in the matrices' own precision.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.transpose(-2, -1) if tall else matrices
+    x = matrices.reshape(-1, *matrices.shape[-2:])
+    x = x.transpose(-2, -1) if tall else x
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = x / torch.where(norm > 0, norm, 1.0)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
-        gram = x @ x.transpose(-2, -1)
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    orthogonal: torch.Tensor = x.transpose(-2, -1) if tall else x
-    return orthogonal
+        gram = torch.bmm(x, x.transpose(-2, -1))
+        # With the sums within the products: for small matrices these calls are what an iteration takes.
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.transpose(-2, -1) if tall else x).reshape(matrices.shape)
 
 
 def _direct_sinkgd(momentum: torch.Tensor, gradient: torch.Tensor, beta1: float | torch.Tensor) -> torch.Tensor:
