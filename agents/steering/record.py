@@ -31,9 +31,14 @@ class SteeringRecord:
         self._ledger = Ledger.create(path, header)
 
     def write(
-        self, seen: Floats, found: Mapping[str, float], chosen: Mapping[str, float], telemetry: Telemetry, verdict: str
+        self,
+        seen: Floats,
+        found: Mapping[str, float],
+        chosen: Mapping[str, float],
+        telemetry: Telemetry | None,
+        verdict: str,
     ) -> None:
-        """One decision: what was seen before it, the plan that was found and the one chosen, what was measured."""
+        """One decision: what was seen, the plan that was found and the one chosen; what was measured before it."""
         self._ledger.append(
             {
                 "decision": self._steering.decisions, "updates": self._steering.updates,

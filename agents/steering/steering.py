@@ -31,7 +31,7 @@ from loopwright.envs.loop.plan import OPTIMIZERS, PLAN_FIELDS, LoopPlan, name_co
 from loopwright.envs.loop.probe import Probe
 from loopwright.envs.loop.telemetry import PROBE, WINDOW, Statistics, Telemetry, summarise
 
-LEAVE = ("arithmetic", "_xp", "slots")  # what observer and guard use, but do not remember
+LEAVE = ("arithmetic", "_xp", "_slots")  # what observer and guard use, but do not remember
 _ATTACHED = "_loopwright_steering"
 
 
@@ -98,7 +98,8 @@ class Steering:
             parameters=sum(p.numel() for p in self.groups.parameters), samples=samples, microbatch=batch_size or 1,
         ).without([] if samples and batch_size else ["size"])  # fmt: skip
         self._observer.begin([0], np.ones(1), [self._context])
-        self._guard = Guard((LoopSnapshot(optimizer), LoopSnapshot(optimizer)), 1, guard) if guard else None
+        self._slots = LoopSnapshot(optimizer), LoopSnapshot(optimizer)
+        self._guard = Guard(self._slots, 1, guard) if guard else None
         if self._guard is not None and not advise:
             self._guard.begin(np.array([0]), np.array([math.inf]))  # what the loss is before training is not known
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
@@ -110,6 +111,7 @@ class Steering:
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
+        self._begun = False
         setattr(optimizer, _ATTACHED, self)
 
     @staticmethod
@@ -177,6 +179,9 @@ class Steering:
             return
         if len(optimizer.param_groups) != self.groups.count:
             self.groups = Groups(optimizer)
+        if not self._begun:  # what is known before the first update is reason enough to act
+            self._begun = True
+            self._turn(self.groups.read(self.plan), None, FINE)
         parameters = [p for p in self.groups.parameters if p.grad is not None]
         if not parameters:
             return
@@ -223,16 +228,20 @@ class Steering:
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
         verdict = self._watch(statistics, telemetry, found)
-        if self.stopped is None:
-            seen, self._seen = self._seen, self._observe(telemetry, restored=verdict != FINE, plan=found)
-            chosen = self._share(self._choose(found))
-            if self._record is not None:
-                self._record.write(seen, found, chosen, telemetry, VERDICTS[verdict])
-            self.plan = chosen
-            if not self.advise:
-                self.groups.write(chosen)
         self.decisions += 1
+        if self.stopped is None:
+            self._seen = self._observe(telemetry, restored=verdict != FINE, plan=found)
+            self._turn(found, telemetry, verdict)
         self._begin_decision()
+
+    def _turn(self, found: dict[str, float], telemetry: Telemetry | None, verdict: int) -> None:
+        """Choose a plan by what is seen, and set it."""
+        chosen = self._share(self._choose(found))
+        if self._record is not None:
+            self._record.write(self._seen, found, chosen, telemetry, VERDICTS[verdict])
+        self.plan = chosen
+        if not self.advise:
+            self.groups.write(chosen)
 
     def _watch(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float]) -> int:
         """The guard's verdict; what it restores is restored, and the learning rate in ``found`` halved."""
@@ -289,24 +298,25 @@ class Steering:
         guard = self._guard
         return {
             "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates, "count": self._count,
-            "stopped": self.stopped, "control": self._control, "seen": torch.from_numpy(self._seen.copy()),
+            "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control, "seen": torch.from_numpy(self._seen.copy()),
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
             "observer": save_memory(self._observer, LEAVE),
             "guard": None if guard is None else save_memory(guard, LEAVE),
-            "snapshots": [] if guard is None else [slot.state_dict() for slot in guard.slots],
+            "snapshots": [] if guard is None else [slot.state_dict() for slot in self._slots],
             "probe": self._probe.state_dict() if self._parameters else None,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the model and the optimizer have been brought back already."""
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
+        self._begun, self._own = state["begun"], list(state["own"])
         self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
         load_memory(self._observer, state["observer"])
         if self._guard is not None and state["guard"] is not None:
             load_memory(self._guard, state["guard"])
-            for slot, own in zip(self._guard.slots, state["snapshots"], strict=True):
+            for slot, own in zip(self._slots, state["snapshots"], strict=True):
                 slot.load_state_dict(own)
         if state["probe"] is not None:
             self._parameters = list(self.groups.parameters)

@@ -63,7 +63,7 @@ class Guard:
         self.limit = limit
         self.interventions = np.zeros(lanes, np.float32)
         self.rate_scale = np.ones(lanes, np.float32)
-        self.slots = slots
+        self._slots = slots
         self._good = np.zeros(lanes, int)  # which of the slots holds the good one
         self._pending = np.zeros(lanes, bool)  # whether the other holds one on probation
         self._age = np.zeros(lanes, int)
@@ -78,7 +78,7 @@ class Guard:
         self.interventions[index], self.rate_scale[index] = 0.0, 1.0
         self._good[index], self._pending[index], self._age[index] = 0, False, 0
         self._start[index] = loss
-        self.slots[0].save(mask)
+        self._slots[0].save(mask)
         self._loss.forget(index)
         self._norm.forget(index)
 
@@ -88,7 +88,7 @@ class Guard:
         What the slots held belongs to the run that was abandoned.
         """
         self._good[chosen], self._pending[chosen], self._age[chosen] = 0, False, 0
-        self.slots[0].save(chosen)
+        self._slots[0].save(chosen)
 
     def watch(self, finite: Mask, telemetry: Telemetry, plans: Floats) -> tuple[npt.NDArray[np.integer], Mask]:
         """Judge a decision that ran under ``plans``, and restore the runs that need it.
@@ -105,7 +105,7 @@ class Guard:
             alarm = verdict != FINE
             given_up = alarm & spent
             if alarm.any():
-                for slot, snapshots in enumerate(self.slots):
+                for slot, snapshots in enumerate(self._slots):
                     snapshots.restore(alarm & (self._good == slot))
                 self.interventions += alarm & ~given_up
                 self.rate_scale[alarm] *= RATE_FACTOR
@@ -143,6 +143,6 @@ class Guard:
         if due.any():
             passed = due & self._pending
             self._good[passed] = 1 - self._good[passed]
-            for slot, snapshots in enumerate(self.slots):
+            for slot, snapshots in enumerate(self._slots):
                 snapshots.save(due & (self._good != slot))
             self._pending |= due

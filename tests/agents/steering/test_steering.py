@@ -15,11 +15,19 @@ from torch.optim import Optimizer
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.steering import Steering, attach
+from loopwright.envs.engine.randomness import draw_candidates, make_key
+from loopwright.envs.engine.weights import draw_weights
+from loopwright.envs.episode.batch import EpisodeBatch
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.context import INFORMATION
+from loopwright.envs.loop.controller import View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import read_ledger
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.plan import LoopPlan, name_column
+from loopwright.inner_tasks import Task
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left as they are")
 Make = Callable[[Any], Optimizer]
@@ -84,7 +92,7 @@ class Loop:
 def test_what_an_optimizer_has_is_steered_and_the_rest_left_alone(name: str, tmp_path: Path) -> None:
     loop = Loop(OPTIMIZERS[name])
     steering = loop.attach(ledger=tmp_path / "run.jsonl")
-    before = dict(loop.optimizer.param_groups[0])
+    before = {"lr": 0.0} | dict(OPTIMIZERS[name]([nn.Parameter(torch.zeros(2))]).param_groups[0])
     loss = loop.run(0, 160)
     assert steering.decisions == 10
     assert math.isfinite(loss)
@@ -96,7 +104,7 @@ def test_what_an_optimizer_has_is_steered_and_the_rest_left_alone(name: str, tmp
     for field in steering.groups.settable - {"clip", "average"}:
         assert found[field] == pytest.approx(steering.plan[field], rel=1e-6)
     content = read_ledger(tmp_path / "run.jsonl")
-    assert [entry["decision"] for entry in content.entries] == list(range(10))
+    assert [entry["decision"] for entry in content.entries] == list(range(11))  # the first before any update
     assert content.entries[-1]["plan"]["learning_rate"] == pytest.approx(steering.plan["learning_rate"])
     assert content.header["window"] == 4
 
@@ -128,6 +136,42 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int) -> None:
     second.attach().load_state_dict(steering)
     second.run(cut, 150)
     assert torch.equal(whole.weights, second.weights)
+
+
+def test_a_steered_loop_and_a_lane_come_to_the_same_decisions(small_task: Task) -> None:
+    """On the same samples from the same weights; both know nothing beforehand."""
+    knobs, seed = KnobSet("lr+clip+weight_decay"), 7
+    torch.manual_seed(1)
+    network = build_network([len(OBSERVATION_NAMES), 32, sum(knobs.choices)], "tanh")
+    policy = Policy(network, knobs, LoopPlan(), training={"settings": {"ticks_per_decision": 16}})
+    batch = EpisodeBatch(small_task, 1, EpisodeSettings(guard=3, budget_factor=50.0))
+    batch.begin([0], [Start(small_task, seed, LoopPlan(learning_rate=3e-3, batch=1), withheld=INFORMATION)])
+    expected = []
+    for decision in range(20):
+        view = View(batch.observation, batch.plans, torch.zeros(1), torch.tensor([float(decision)]), batch.step_ratio)
+        plans = policy.decide(view)
+        expected.append(name_column(plans, 0))
+        batch.decide(plans)
+    model = small_task.model.build()
+    nn.utils.vector_to_parameters(draw_weights(small_task, seed), model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    steering = attach(optimizer, policy)
+    found: list[dict[str, float]] = []
+    key = make_key(torch.tensor([seed]))
+    for tick in range(19 * 16):
+        index = draw_candidates(key, torch.tensor([tick]), 16, len(small_task.train))[0][0]
+        loss = nn.functional.cross_entropy(model(small_task.train.inputs[index]), small_task.train.labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        steering.step(loss)
+        if tick == 0 or steering.decisions == len(found):
+            found.append(dict(steering.plan))
+    assert len(found) == 20
+    for ours, theirs in zip(found, expected, strict=True):
+        for field in ("learning_rate", "clip", "weight_decay"):
+            assert ours[field] == pytest.approx(theirs[field], rel=1e-3)
+    assert len({plan["learning_rate"] for plan in found}) > 10
 
 
 def test_groups_keep_their_ratios_and_stay_within_limits() -> None:
