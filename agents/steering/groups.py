@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from loopwright.agents.steering.optimizer import PlanOptimizer
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.plan import OPTIMIZERS
 
 SUM, AVERAGE, BETA = "sum", "average", "betas"
 
@@ -48,6 +50,9 @@ LEARNING_RATE_ALONE = Means("adamw")
 STATE_KEYS = ("exp_avg", "momentum_buffer")  # where optimizers keep the average or the sum of gradients
 
 
+OF_ALL = {"optimizer": "rule", "batch": "batch", "clip": "clip"}  # what a PlanOptimizer has for all its groups
+
+
 class Groups:
     """The parameter groups of an optimizer, as fields of a plan.
 
@@ -58,6 +63,7 @@ class Groups:
         if not any(group["params"] for group in optimizer.param_groups):
             raise LoopwrightError(f"{type(optimizer).__name__} has no parameters to steer")
         self.optimizer = optimizer
+        self.whole = optimizer if isinstance(optimizer, PlanOptimizer) else None  # it can do all that a plan can
         self.means = MEANS.get(type(optimizer).__name__, LEARNING_RATE_ALONE)
         self.settable = self._find_settable()
         self._remember_ratios()
@@ -66,6 +72,8 @@ class Groups:
         """The plan's fields that can be set."""
         first, means = self.optimizer.param_groups[0], self.means
         found = {"learning_rate", "clip", "average"}
+        if self.whole is not None:
+            return found | {"momentum", "second_momentum", "weight_decay", "batch", "optimizer"}
         # RMSprop makes room for a momentum at its first update alone.
         held = means.rule == "sgd" or means.momentum == BETA or float(first.get("momentum", 0.0)) > 0
         if means.momentum is not None and held:
@@ -109,6 +117,13 @@ class Groups:
         """``fields`` of a plan with what the groups now say in place of theirs."""
         group, means = self.optimizer.param_groups[self.main], self.means
         found = dict(fields)
+        if self.whole is not None:
+            decay = max(float(own["weight_decay"]) for own in self.optimizer.param_groups)
+            return found | {
+                "learning_rate": float(group["lr"]), "momentum": group["momentum"], "weight_decay": decay,
+                "second_momentum": group["second_momentum"], "batch": float(group["batch"]), "clip": group["clip"],
+                "optimizer": float(OPTIMIZERS.index(group["rule"])),
+            }  # fmt: skip
         rate = float(group["lr"])
         if "momentum" in self.settable:
             found["momentum"] = float(group["betas"][0] if means.momentum == BETA else group["momentum"])
@@ -129,8 +144,15 @@ class Groups:
 
     def write(self, fields: Mapping[str, float]) -> None:
         """Set what can be set of a plan's ``fields``; the ratios between groups stay."""
+        if self.whole is not None:
+            rule = OPTIMIZERS[round(fields["optimizer"])]
+            self.whole.share(rule=rule, batch=round(fields["batch"]), clip=float(fields["clip"]))
         for group, rate, decay in zip(self.optimizer.param_groups, self._rates, self._decays, strict=True):
             momentum = float(fields["momentum"])
+            if self.whole is not None:
+                group["momentum"], group["second_momentum"] = momentum, float(fields["second_momentum"])
+                group["lr"], group["weight_decay"] = rate * fields["learning_rate"], decay * fields["weight_decay"]
+                continue
             if "momentum" in self.settable and self.means.momentum == BETA:
                 group["betas"] = (momentum, group["betas"][1])
             elif "momentum" in self.settable:

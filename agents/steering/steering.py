@@ -41,8 +41,8 @@ class Steering:
     Args:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that the package brings along.
-        steps: updates there will be; None where that is open.
-        every: updates between decisions; None takes what the policy was trained with.
+        steps: iterations there will be; None where that is open.
+        every: iterations between decisions; None takes what the policy was trained with.
         target: the loss on validation data that is to be reached; None where there is none.
         samples, batch_size: how many different samples there are to train on, and how many an update reads; the
             policy then knows how often it has seen them. None where that is not known.
@@ -54,7 +54,7 @@ class Steering:
     Attributes:
         plan: the fields that hold now, by name, or with ``advise`` would.
         decisions: how many were taken.
-        updates: how many were made.
+        updates, iterations: how many were made; a PlanOptimizer may take several of the latter for one of the former.
         stopped: why it has let go of the wheel, or None.
 
     Raises:
@@ -86,10 +86,11 @@ class Steering:
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1)]), 0))
-        self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
+        if self.groups.whole is None:
+            self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._steered = [knob.field in self.groups.settable for knob in self.policy.knobs.knobs]
         self._say_what_is_off()
-        self.decisions = self.updates = 0
+        self.decisions = self.updates = self.iterations = 0
         self.stopped: str | None = None
         self._average = WeightAverage()
         self._observer = Observer()
@@ -112,6 +113,8 @@ class Steering:
             optimizer.register_step_post_hook(self._after_update),
         ]
         self._begun = False
+        if self.groups.whole is not None:
+            self.groups.whole.register_update_hook(self._look_at_update)
         setattr(optimizer, _ATTACHED, self)
 
     @staticmethod
@@ -144,7 +147,7 @@ class Steering:
         if self.stopped is not None:
             return
         self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
-        if self._count >= self.every:
+        if self._ticks >= self.every:
             self._decide()
 
     def validate(self, value: torch.Tensor | float) -> None:
@@ -169,7 +172,7 @@ class Steering:
 
     def _begin_decision(self) -> None:
         self._losses: list[torch.Tensor] = []
-        self._count = 0
+        self._count = self._ticks = 0  # updates, and microbatches, since the last decision
         if self._parameters:
             self._probe.begin()
 
@@ -187,8 +190,10 @@ class Steering:
             return
         if any(p.grad is not None and p.grad.is_sparse for p in parameters):
             raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+        if self.groups.whole is not None:
+            return  # it says by itself when it makes an update, and clips it
         scale = self._find_scale(optimizer)
-        if self._count >= self.every - WINDOW:
+        if self._ticks >= self.every - WINDOW:
             self._measure(parameters, scale)
         if "clip" in self.groups.settable and self.plan["clip"] < math.inf and not self.advise:
             torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
@@ -200,18 +205,31 @@ class Steering:
         return 1.0 if scale is None else float(scale)
 
     def _measure(self, parameters: list[torch.Tensor], scale: float) -> None:
-        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
-            self._parameters, self._probe = parameters, Probe(parameters)
-            self._probe.begin()
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scale != 1:
             gradients = [g / scale for g in gradients]
-        self._probe.measure(gradients, self.groups.momenta(parameters), parameters)
+        self._take(parameters, gradients, self.groups.momenta(parameters))
+
+    def _look_at_update(
+        self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
+    ) -> None:
+        if self.stopped is None and self._ticks >= self.every - WINDOW:
+            self._take(parameters, gradients, momenta)
+
+    def _take(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]) -> None:
+        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
+            self._parameters, self._probe = parameters, Probe(parameters)
+            self._probe.begin()
+        self._probe.measure(gradients, momenta, parameters)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         found = getattr(optimizer, "found_inf", None)
         if self.stopped is not None or (found is not None and float(found) > 0):
             return  # an update that a GradScaler skipped is none
+        self._ticks += 1
+        self.iterations += 1
+        if self.groups.whole is not None and not self.groups.whole.updated:
+            return
         self._count += 1
         self.updates += 1
         if not self.advise:
@@ -267,18 +285,19 @@ class Steering:
     def _observe(
         self, telemetry: Telemetry | None, *, restored: bool, plan: Mapping[str, float] | None = None
     ) -> np.ndarray:
-        left = 1.0 if self.steps is None else max(0.0, 1 - self.updates / self.steps)
+        left = 1.0 if self.steps is None else max(0.0, 1 - self.iterations / self.steps)
         guard_left = 0.0 if self._guard is None else float(1 - self._guard.interventions[0] / self._guard.limit)
         reading = Reading(
             telemetry, self._control if self._control is not None else math.nan, plan or self.plan, left,
-            telemetry is not None, restored, guard_left, float(self.updates * self._context.microbatch),
+            telemetry is not None, restored, guard_left, float(self.iterations * self._context.microbatch),
         )  # fmt: skip
         return self._observer.observe(reading)
 
     def _choose(self, found: dict[str, float]) -> dict[str, float]:
         steps = self.policy.steps(self._seen)[0].tolist()
         steps = [step if on else 0.0 for step, on in zip(steps, self._steered, strict=True)]
-        chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic)
+        ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
+        chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic, ratio)
         for field, (low, high) in self.limits.items():
             chosen[field] = min(max(chosen[field], low), high)
         return chosen
@@ -297,8 +316,10 @@ class Steering:
         """All that a resumed job needs to go on exactly; beside the model's and the optimizer's own."""
         guard = self._guard
         return {
-            "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates, "count": self._count,
-            "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control, "seen": torch.from_numpy(self._seen.copy()),
+            "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates,
+            "count": self._count, "ticks": self._ticks,
+            "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control,
+            "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
             "observer": save_memory(self._observer, LEAVE),
             "guard": None if guard is None else save_memory(guard, LEAVE),
@@ -311,6 +332,7 @@ class Steering:
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
         self._begun, self._own = state["begun"], list(state["own"])
         self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
+        self._ticks, self.iterations = state["ticks"], state["iterations"]
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
         load_memory(self._observer, state["observer"])

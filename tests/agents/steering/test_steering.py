@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.groups import Groups
+from loopwright.agents.steering.optimizer import PlanOptimizer, make_optimizer
 from loopwright.agents.steering.steering import Steering, attach
 from loopwright.envs.engine.randomness import draw_candidates, make_key
+from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -38,6 +40,7 @@ OPTIMIZERS: dict[str, Make] = {
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-2),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2),
     "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
+    "PlanOptimizer": lambda p: PlanOptimizer(p, 1e-2),
     "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
 }
 
@@ -119,9 +122,11 @@ def test_advice_changes_nothing_to_the_bit() -> None:
     assert steering.plan["learning_rate"] != 1e-2
 
 
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "PlanOptimizer"])
 @pytest.mark.parametrize("cut", [3, 32, 45, 111])
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int) -> None:
-    whole, first, second = Loop(), Loop(), Loop(seed=5)
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str) -> None:
+    make = OPTIMIZERS[name]
+    whole, first, second = Loop(make), Loop(make), Loop(make, seed=5)
     whole.attach()
     whole.run(0, 150)
     first.attach()
@@ -297,3 +302,52 @@ def test_the_average_is_applied_for_a_while() -> None:
     steering.validate(0.5)
     loop.run(64, 96)
     assert steering.decisions == 6
+
+
+RULES = (
+    LoopPlan(batch=1, learning_rate=1e-2, weight_decay=0.1),
+    LoopPlan(batch=3, learning_rate=1e-2, momentum=0.5),
+    LoopPlan(optimizer="muon", batch=2, learning_rate=1e-2),
+    LoopPlan(optimizer="sinkgd", batch=1, learning_rate=1e-2, second_momentum=0.9),
+    LoopPlan(optimizer="sgd", batch=2, learning_rate=0.1, clip=0.3),
+)
+
+
+def test_the_optimizer_that_can_do_all_does_what_the_reference_does(small_task: Task) -> None:
+    """Under one plan after another, with what the last one has gathered."""
+    reference = ReferenceLoop(small_task, 3, dtype=torch.float64)
+    model = small_task.model.build().double()
+    model.load_state_dict(reference.model.state_dict())
+    optimizer = make_optimizer(model)
+    key = make_key(torch.tensor([3]))
+    for number, plan in enumerate(RULES):
+        optimizer.share(rule=plan.optimizer, batch=plan.batch, clip=plan.clip)
+        optimizer.param_groups[0].update(
+            lr=plan.learning_rate, momentum=plan.momentum, second_momentum=plan.second_momentum,
+            weight_decay=plan.weight_decay,
+        )  # fmt: skip
+        reference.run(plan, 20)
+        for tick in range(20 * number, 20 * number + 20):
+            index = draw_candidates(key, torch.tensor([tick]), 16, len(small_task.train))[0][0]
+            inputs, labels = small_task.train.inputs[index].double(), small_task.train.labels[index]
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        for ours, theirs in zip(model.parameters(), reference.parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(optimizer.step_ratio(), reference.step_ratio(), rtol=1e-3, atol=0)
+
+
+def test_a_whole_policy_moves_rule_and_batch_of_an_optimizer_that_can() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is off
+        loop = Loop(OPTIMIZERS["PlanOptimizer"])
+        steering = loop.attach()
+    seen = set()
+    for start in range(0, 640, 16):
+        loop.run(start, start + 16)
+        group = loop.optimizer.param_groups[0]
+        seen.add((group["rule"], group["batch"]))
+    assert steering.iterations == 640 >= steering.updates
+    assert steering.decisions == 40
+    assert len(seen) > 1
