@@ -148,7 +148,7 @@ class PlanOptimizer(Optimizer):
         return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
 
 
-def make_optimizer(model: torch.nn.Module | Sequence[torch.Tensor], lr: float = 1e-3, **options: Any) -> PlanOptimizer:
+def optimizer(model: torch.nn.Module | Sequence[torch.Tensor], lr: float = 1e-3, **options: Any) -> PlanOptimizer:
     """An optimizer that can do all that a policy may ask for, of a ``model`` or of its parameters.
 
     Attach a policy to it (``loopwright.attach``) and the whole policy is in use. For ``options`` see ``PlanOptimizer``.

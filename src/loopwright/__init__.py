@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
     from loopwright.agents.judging.runner import run_controller
+    from loopwright.agents.steering.optimizer import PlanOptimizer, optimizer
+    from loopwright.agents.steering.steering import Steering, attach
     from loopwright.agents.training.config import TrainingConfig
     from loopwright.agents.training.extraction import extract_policy
     from loopwright.agents.training.trainer import train
@@ -41,6 +43,8 @@ _MODULES = {
     "agents.controllers.policy": ("Policy",),
     "agents.controllers.tuned": ("load_competitors",),
     "agents.judging.judge": ("judge",),
+    "agents.steering.optimizer": ("PlanOptimizer", "optimizer"),
+    "agents.steering.steering": ("Steering", "attach"),
     "agents.judging.runner": ("run_controller",),
     "agents.training.config": ("TrainingConfig",),
     "agents.training.extraction": ("extract_policy",),

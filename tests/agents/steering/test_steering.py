@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.optimizer import PlanOptimizer, make_optimizer
+from loopwright.agents.steering.optimizer import PlanOptimizer
+from loopwright.agents.steering.optimizer import optimizer as make_optimizer
 from loopwright.agents.steering.steering import Steering, attach
 from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
