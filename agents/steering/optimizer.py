@@ -15,8 +15,8 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
 
-Tensors = list[torch.Tensor]
-UpdateHook = Callable[[Tensors, Tensors, Tensors], None]
+_Tensors = list[torch.Tensor]
+UpdateHook = Callable[[_Tensors, _Tensors, _Tensors], None]
 
 
 class PlanOptimizer(Optimizer):
@@ -94,14 +94,14 @@ class PlanOptimizer(Optimizer):
             self.share(gathered=0)
         return loss
 
-    def _prepare(self, parameters: Tensors) -> None:
+    def _prepare(self, parameters: _Tensors) -> None:
         for p in parameters:
             if p.grad is not None and p.grad.is_sparse:
                 raise LoopwrightError("PlanOptimizer takes dense gradients; use nn.Embedding(sparse=False)")
             if "momentum" not in self.state[p]:
                 self.state[p] |= {"momentum": torch.zeros_like(p), "second_moment": torch.zeros_like(p)}
 
-    def _gather(self, parameters: Tensors, count: int) -> Tensors:
+    def _gather(self, parameters: _Tensors, count: int) -> _Tensors:
         """The mean gradients of the batch so far; copies, unless one call makes a batch and nothing is clipped."""
         fresh = [p.grad for p in parameters if p.grad is not None]
         if self.updated and count == 1:
@@ -115,12 +115,12 @@ class PlanOptimizer(Optimizer):
         return list(torch._foreach_div(sums, count)) if self.updated and sums else sums
 
     @staticmethod
-    def _clip(gradients: Tensors, threshold: float) -> None:
+    def _clip(gradients: _Tensors, threshold: float) -> None:
         if threshold < math.inf:
             norm = torch.nn.utils.get_total_norm(gradients)
             torch._foreach_mul_(gradients, (threshold / (norm + 1e-6)).clamp(max=1.0))
 
-    def _move(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors) -> None:
+    def _move(self, group: dict[str, Any], parameters: _Tensors, gradients: _Tensors) -> None:
         if not parameters:
             return
         wanted = (group["rule"], float(group["lr"]), group["momentum"], group["second_momentum"], group["weight_decay"])
