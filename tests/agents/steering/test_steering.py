@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -352,3 +354,62 @@ def test_a_whole_policy_moves_rule_and_batch_of_an_optimizer_that_can() -> None:
     assert steering.iterations == 640 >= steering.updates
     assert steering.decisions == 40
     assert len(seen) > 1
+
+
+TOGETHER = """
+import sys, warnings
+import torch
+from torch import distributed, nn
+warnings.simplefilter("ignore")
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(1)
+from test_steering import make_policy, read_batch
+import loopwright
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 2)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+steering = loopwright.attach(optimizer, make_policy(), 1000)
+for number in range(64):
+    inputs, labels = read_batch(2 * number + rank)
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    steering.step(loss)
+print(steering.decisions, steering.plan["learning_rate"], sum(p.double().sum().item() for p in model.parameters()))
+"""
+
+
+def test_processes_that_train_together_follow_the_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOGETHER]
+    where = [str(tmp_path / "store"), str(Path(__file__).parent)]
+    running = [
+        subprocess.Popen([*command, str(rank), *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    assert said[0][0] == said[1][0]
+    assert said[0][0].startswith("4 ")
+
+
+def test_an_update_that_a_scaler_skips_is_none() -> None:
+    """Scaled by 1e4, with an overflow in the third: what a GradScaler does on devices that have one."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e4)
+    plain, scaled = Loop(), Loop()
+    first, second = plain.attach(), scaled.attach()
+    plain.run(0, 2)
+    plain.run(3, 64)
+    for number in range(64):
+        inputs, labels = read_batch(number)
+        loss = nn.functional.cross_entropy(scaled.model(inputs), labels)
+        scaler.scale(loss * math.inf if number == 2 else loss).backward()
+        scaler.step(scaled.optimizer)
+        scaler.update(1e4)
+        scaled.optimizer.zero_grad()
+        second.step(loss)
+    assert second.updates == 63
+    assert second.stopped is None
+    assert first.plan["learning_rate"] == pytest.approx(second.plan["learning_rate"], rel=0.05)
