@@ -185,17 +185,18 @@ class Steering:
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
             self._turn(self.groups.read(self.plan), None, FINE)
-        parameters = [p for p in self.groups.parameters if p.grad is not None]
-        if not parameters:
-            return
-        if any(p.grad is not None and p.grad.is_sparse for p in parameters):
-            raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+            if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
+                raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
         if self.groups.whole is not None:
             return  # it says by itself when it makes an update, and clips it
-        scale = self._find_scale(optimizer)
-        if self._ticks >= self.every - WINDOW:
+        measures = self._ticks >= self.every - WINDOW
+        clips = self.plan["clip"] < math.inf and not self.advise
+        if not (measures or clips):
+            return
+        parameters, scale = [p for p in self.groups.parameters if p.grad is not None], self._find_scale(optimizer)
+        if measures and parameters:
             self._measure(parameters, scale)
-        if "clip" in self.groups.settable and self.plan["clip"] < math.inf and not self.advise:
+        if clips and parameters:
             torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
 
     @staticmethod
@@ -232,7 +233,7 @@ class Steering:
             return
         self._count += 1
         self.updates += 1
-        if not self.advise:
+        if not self.advise and (self.plan["average"] > 0 or self._average.weights):
             self._average.update(self.groups.parameters, self.plan["average"])
 
     # Between updates
