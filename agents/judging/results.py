@@ -161,6 +161,13 @@ class ResultsFile:
         self._file.close()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: what is interrupted leaves the one that was there."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
 def _one_continues(first: list[str], second: list[str]) -> bool:
     """Whether one of two lists begins with all of the other."""
     return all(a == b for a, b in zip(first, second, strict=False))

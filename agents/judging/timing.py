@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.results import RunRecord, write_whole
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.randomness import draw_control_samples, make_key
@@ -193,9 +193,7 @@ class TimingsFile:
     def replace(self, task: str, timings: Sequence[Timing]) -> None:
         """Keep one task's timings, all at once: they are only comparable among themselves."""
         self.timings = [timing for timing in self.timings if timing.task != task] + list(timings)
-        new = self.path.with_suffix(".new")
-        new.write_text("".join(json.dumps(asdict(timing)) + "\n" for timing in self.timings))
-        new.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(asdict(timing)) + "\n" for timing in self.timings))
 
 
 def read_timings(path: Path) -> list[Timing]:

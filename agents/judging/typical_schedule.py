@@ -12,7 +12,7 @@ import torch
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import OpenLoop
-from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.results import RunRecord, write_whole
 from loopwright.agents.judging.runner import run_controller
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
@@ -59,9 +59,7 @@ def make_typical_schedule(
     records = run_controller(agent, get_tasks(names), SCHEDULE_SEEDS, settings, traced=True, on_run=count)
     plans = find_typical_plans([[point.plan for point in record.trace] for record in records])
     folder.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")  # an evaluation that is interrupted here goes on, too
-    new.write_text(json.dumps({"made_by": made_by, "plans": [plan.as_json() for plan in plans]}) + "\n")
-    new.replace(path)
+    write_whole(path, json.dumps({"made_by": made_by, "plans": [plan.as_json() for plan in plans]}) + "\n")
     return OpenLoop(plans, TYPICAL)
 
 
