@@ -51,7 +51,7 @@ class Statistics(NamedTuple):
     @property
     def finite(self) -> Mask:
         """Whose losses, gradients and steps were finite, ``[lanes]``."""
-        finite: Mask = np.isfinite(self.sums).all(0) & np.isfinite(self.window).all((0, 1))
+        finite: Mask = np.logical_and(np.isfinite(self.sums).all(0), np.isfinite(self.window).all((0, 1)))
         return finite
 
     def total(self, name: str) -> Floats:
