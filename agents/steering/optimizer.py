@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from loopwright.agents.steering.stopwatch import time_rules
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
@@ -131,6 +132,16 @@ class PlanOptimizer(Optimizer):
         state = [self.state[q] for q in parameters]
         parts = Parts(parameters, gradients, [s["momentum"] for s in state], [s["second_moment"] for s in state])
         take_step(self._plan, parts, 1 - group["product1"], 1 - group["product2"])
+
+    @torch.no_grad()
+    def time_rules(self) -> dict[str, float] | None:
+        """Seconds of one update by each rule; None before the first."""
+        held = [p for group in self.param_groups for p in group["params"] if "momentum" in self.state.get(p, {})]
+        if not held:
+            return None
+        state = [self.state[p] for p in held]
+        momenta = [s["momentum"] for s in state]
+        return time_rules(Parts(held, momenta, momenta, [s["second_moment"] for s in state]))
 
     @torch.no_grad()
     def step_ratio(self) -> torch.Tensor:

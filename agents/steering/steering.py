@@ -22,7 +22,8 @@ from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import LoopSnapshot
-from loopwright.envs.loop.context import Context
+from loopwright.agents.steering.stopwatch import Stopwatch
+from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
@@ -48,6 +49,8 @@ class Steering:
             policy then knows how often it has seen them. None where that is not known.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
+        prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
+            time in the first decision; decisions then hang on it, and a second run may differ. None: it is not told.
         advise: only say what would be done (``plan``, and in the ledger), change nothing.
         ledger: file to keep an audit log in; None for none.
 
@@ -55,6 +58,7 @@ class Steering:
         plan: the fields that hold now, by name, or with ``advise`` would.
         decisions: how many were taken.
         updates, iterations: how many were made; a PlanOptimizer may take several of the latter for one of the former.
+        prices: passes over a microbatch that an update by each rule takes; None where that is not known, or not yet.
         stopped: why it has let go of the wheel, or None.
 
     Raises:
@@ -73,6 +77,7 @@ class Steering:
         batch_size: int | None = None,
         limits: Mapping[str, tuple[float, float]] | None = None,
         guard: int = 3,
+        prices: Mapping[str, float] | str | None = "measured",
         advise: bool = False,
         ledger: Path | str | None = None,
     ) -> None:
@@ -99,6 +104,7 @@ class Steering:
             parameters=sum(p.numel() for p in self.groups.parameters), samples=samples, microbatch=batch_size or 1,
         ).without([] if samples and batch_size else ["size"])  # fmt: skip
         self._observer.begin([0], np.ones(1), [self._context])
+        self._begin_prices(prices)
         self._slots = LoopSnapshot(optimizer), LoopSnapshot(optimizer)
         self._guard = Guard(self._slots, 1, guard) if guard else None
         if self._guard is not None and not advise:
@@ -149,6 +155,8 @@ class Steering:
         self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
         if self._ticks >= self.every:
             self._decide()
+        if self._stopwatch is not None and self._ticks >= self.every - WINDOW:
+            self._stopwatch.begin()
 
     def validate(self, value: torch.Tensor | float) -> None:
         """Tell of a loss on validation data, whenever there is one."""
@@ -168,6 +176,20 @@ class Steering:
         if hasattr(self.groups.optimizer, _ATTACHED):
             delattr(self.groups.optimizer, _ATTACHED)
 
+    def _begin_prices(self, prices: Mapping[str, float] | str | None) -> None:
+        if isinstance(prices, str) and prices != "measured":
+            raise LoopwrightError(f'prices must be "measured", None or passes by the name of a rule; got {prices!r}')
+        self.prices: dict[str, float] | None = None
+        device = self.groups.parameters[0].device
+        self._stopwatch = Stopwatch(self.groups.means.rule, device) if prices == "measured" else None
+        if isinstance(prices, Mapping):
+            self._tell_prices(prices)
+
+    def _tell_prices(self, prices: Mapping[str, float]) -> None:
+        check_prices(prices, OPTIMIZERS)
+        self.prices, self._stopwatch = dict(prices), None
+        self._observer.tell_prices(self.prices)
+
     # Within an update
 
     def _begin_decision(self) -> None:
@@ -176,10 +198,20 @@ class Steering:
         if self._parameters:
             self._probe.begin()
 
-    @torch.no_grad()
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.stopped is not None:
             return
+        watch = self._stopwatch
+        if watch is None or self._ticks < self.every - WINDOW:
+            self._prepare(optimizer)
+            return
+        watch.end(watch.passes)
+        self._prepare(optimizer)
+        watch.begin()
+
+    @torch.no_grad()
+    def _prepare(self, optimizer: Optimizer) -> None:
+        """Measure and clip what the optimizer is about to use."""
         if len(optimizer.param_groups) != self.groups.count:
             self.groups = Groups(optimizer)
         if not self._begun:  # what is known before the first update is reason enough to act
@@ -227,6 +259,8 @@ class Steering:
         found = getattr(optimizer, "found_inf", None)
         if self.stopped is not None or (found is not None and float(found) > 0):
             return  # an update that a GradScaler skipped is none
+        if self._stopwatch is not None:
+            self._stopwatch.end(self._stopwatch.updates)
         self._ticks += 1
         self.iterations += 1
         if self.groups.whole is not None and not self.groups.whole.updated:
@@ -248,6 +282,11 @@ class Steering:
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
         verdict = self._watch(statistics, telemetry, found)
         self.decisions += 1
+        if self._stopwatch is not None:
+            seconds = None if self.groups.whole is None else self.groups.whole.time_rules()
+            prices = self._stopwatch.read_prices(seconds)
+            if prices is not None:
+                self._tell_prices(prices)
         if self.stopped is None:
             self._seen = self._observe(telemetry, restored=verdict != FINE, plan=found)
             self._turn(found, telemetry, verdict)
@@ -318,7 +357,7 @@ class Steering:
         guard = self._guard
         return {
             "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates,
-            "count": self._count, "ticks": self._ticks,
+            "count": self._count, "ticks": self._ticks, "prices": self.prices,
             "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control,
             "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
@@ -341,6 +380,8 @@ class Steering:
             load_memory(self._guard, state["guard"])
             for slot, own in zip(self._slots, state["snapshots"], strict=True):
                 slot.load_state_dict(own)
+        if state["prices"] is not None:
+            self._tell_prices(state["prices"])
         if state["probe"] is not None:
             self._parameters = list(self.groups.parameters)
             self._probe = Probe(self._parameters)

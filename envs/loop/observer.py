@@ -121,6 +121,12 @@ class Observer:
             self._memory[name] = xp.where(known, self._memory[name], log_loss)
         self._memory["start_known"] = xp.fill(1.0)
 
+    def tell_prices(self, passes: Mapping[str, float]) -> None:
+        """From now on it is known what an update by each rule takes, in passes over a microbatch."""
+        known = Context(prices=passes, microbatch=1).features()
+        for name in ("prices_given", *(name for name in CONTEXT_FEATURES if name.startswith("price_"))):
+            self._context[name] = self.arithmetic.fill(known[name])
+
     @property
     def log_loss(self) -> Number:
         """How far the runs have come: the higher of smoothed control and training loss, in logarithms.

@@ -4,6 +4,7 @@ import io
 import math
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,7 @@ class Loop:
         self.steering: Steering | None = None
 
     def attach(self, **options: Any) -> Steering:
-        self.steering = attach(self.optimizer, make_policy(), 1000, **options)
+        self.steering = attach(self.optimizer, make_policy(), 1000, **{"prices": None} | options)
         return self.steering
 
     def run(self, first: int, last: int, spoil: Callable[[int, torch.Tensor], torch.Tensor] | None = None) -> float:
@@ -163,7 +164,7 @@ def test_a_steered_loop_and_a_lane_come_to_the_same_decisions(small_task: Task) 
     model = small_task.model.build()
     nn.utils.vector_to_parameters(draw_weights(small_task, seed), model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    steering = attach(optimizer, policy)
+    steering = attach(optimizer, policy, prices=None)
     found: list[dict[str, float]] = []
     key = make_key(torch.tensor([seed]))
     for tick in range(19 * 16):
@@ -370,7 +371,7 @@ distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank
 torch.manual_seed(0)
 model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 2)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-steering = loopwright.attach(optimizer, make_policy(), 1000)
+steering = loopwright.attach(optimizer, make_policy(), 1000, prices=None)
 for number in range(64):
     inputs, labels = read_batch(2 * number + rank)
     loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -413,3 +414,48 @@ def test_an_update_that_a_scaler_skips_is_none() -> None:
     assert second.updates == 63
     assert second.stopped is None
     assert first.plan["learning_rate"] == pytest.approx(second.plan["learning_rate"], rel=0.05)
+
+
+PRICES = {"sgd": 0.1, "adamw": 0.2, "sinkgd": 1.0, "muon": 10.0}
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "PlanOptimizer"])
+def test_prices_are_measured_in_the_first_decision_and_then_stay(name: str) -> None:
+    loop = Loop(OPTIMIZERS[name])
+    steering = loop.attach(prices="measured", limits={"batch": (1.0, 1.0)})
+    loop.run(0, 16)
+    assert steering.prices is not None and set(steering.prices) == set(PRICES)
+    assert all(0 < passes < 1000 for passes in steering.prices.values())
+    assert steering._seen[0, OBSERVATION_NAMES.index("prices_given")] == 1
+    shown = {rule: 10 ** float(steering._seen[0, OBSERVATION_NAMES.index(f"price_{rule}")]) for rule in PRICES}
+    assert shown == pytest.approx({rule: max(own, 1e-3) for rule, own in steering.prices.items()}, rel=1e-3)
+    before = dict(steering.prices)
+    loop.run(16, 48)
+    assert steering.prices == before
+
+
+def test_an_update_that_takes_longer_costs_more() -> None:
+    def measure(pause: float) -> float:
+        loop = Loop(OPTIMIZERS["AdamW"])
+        steering = loop.attach(prices="measured")
+        loop.optimizer.register_step_pre_hook(lambda *_: time.sleep(pause))  # after steering's own: within the update
+        loop.run(0, 16)
+        assert steering.prices is not None
+        return steering.prices["adamw"]
+
+    assert measure(0.02) > 5 * measure(0.0)
+
+
+def test_prices_can_be_given_and_are_kept_by_a_resumed_job() -> None:
+    loop = Loop(OPTIMIZERS["AdamW"])
+    steering = loop.attach(prices=PRICES)
+    assert steering.prices == PRICES and steering._seen[0, OBSERVATION_NAMES.index("prices_given")] == 1
+    state = steering.state_dict()
+    again = Loop(OPTIMIZERS["AdamW"])
+    resumed = again.attach(prices="measured")
+    resumed.load_state_dict(state)
+    again.run(0, 16)
+    assert resumed.prices == PRICES
+    for wrong in ("gradients", {"adamw": 1.0}, PRICES | {"muon": math.nan}):
+        with pytest.raises(LoopwrightError, match="price"):
+            Loop(OPTIMIZERS["AdamW"]).attach(prices=wrong)
