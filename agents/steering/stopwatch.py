@@ -9,7 +9,7 @@ import torch
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
 from loopwright.envs.loop.update_rules import Parts, take_step
 
-TRIALS = 3  # of every rule, the fastest counts
+TIMED = 3  # of every rule, the fastest counts
 WHOLE = 2**20  # parameters up to which a rule is timed on all of them at once; above it, shape by shape
 # What an update by each rule takes as a multiple of adamw's where it cannot be timed: the median over small networks.
 TYPICAL = {"sgd": 0.9, "adamw": 1.0, "sinkgd": 6.0, "muon": 14.0}
@@ -73,7 +73,7 @@ def time_rules(parts: Parts) -> dict[str, float]:
         device = copies.weights[0].device
         for rule in OPTIMIZERS:
             plan, times = LoopPlan(rule, 1e-6), []
-            for _ in range(TRIALS):
+            for _ in range(TIMED):
                 begun = read_clock(device)
                 take_step(plan, copies, 0.5, 0.5)
                 times.append(read_clock(device) - begun)
