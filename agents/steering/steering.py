@@ -23,14 +23,14 @@ from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import LoopSnapshot
 from loopwright.agents.steering.stopwatch import Stopwatch
+from loopwright.agents.steering.watch import UpdateWatch, find_scale
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, PLAN_FIELDS, LoopPlan, name_column, stack_plans
-from loopwright.envs.loop.probe import Probe
-from loopwright.envs.loop.telemetry import PROBE, WINDOW, Statistics, Telemetry, summarise
+from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
 LEAVE = ("arithmetic", "_xp", "_slots")  # what observer and guard use, but do not remember
 _ATTACHED = "_loopwright_steering"
@@ -47,6 +47,7 @@ class Steering:
         target: the loss on validation data that is to be reached; None where there is none.
         samples, batch_size: how many different samples there are to train on, and how many an update reads; the
             policy then knows how often it has seen them. None where that is not known.
+        clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
         prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
@@ -75,6 +76,7 @@ class Steering:
         target: float | None = None,
         samples: int | None = None,
         batch_size: int | None = None,
+        clip: float = math.inf,
         limits: Mapping[str, tuple[float, float]] | None = None,
         guard: int = 3,
         prices: Mapping[str, float] | str | None = "measured",
@@ -90,7 +92,7 @@ class Steering:
         self.steps, self.advise, self.limits = steps, advise, dict(limits or {})
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
-        self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1)]), 0))
+        self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._steered = [knob.field in self.groups.settable for knob in self.policy.knobs.knobs]
@@ -112,7 +114,7 @@ class Steering:
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
         self._control: float | None = None
         self._seen = self._observe(None, restored=False)
-        self._parameters: list[torch.Tensor] = []
+        self._watch = UpdateWatch()
         self._begin_decision()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_update),
@@ -195,10 +197,24 @@ class Steering:
     def _begin_decision(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._count = self._ticks = 0  # updates, and microbatches, since the last decision
-        if self._parameters:
-            self._probe.begin()
+        self._watch.begin()
 
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Look at the gradients now; where the optimizer is given a closure, after it has made them."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._arrive(optimizer)
+            return None
+
+        def make_gradients() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            self._arrive(optimizer)
+            return loss
+
+        return (*args[:1], make_gradients), {name: value for name, value in kwargs.items() if name != "closure"}
+
+    def _arrive(self, optimizer: Optimizer) -> None:
         if self.stopped is not None:
             return
         watch = self._stopwatch
@@ -225,35 +241,17 @@ class Steering:
         clips = self.plan["clip"] < math.inf and not self.advise
         if not (measures or clips):
             return
-        parameters, scale = [p for p in self.groups.parameters if p.grad is not None], self._find_scale(optimizer)
+        parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
         if measures and parameters:
-            self._measure(parameters, scale)
+            self._watch.measure_held(self.groups, parameters, scale)
         if clips and parameters:
             torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
-
-    @staticmethod
-    def _find_scale(optimizer: Optimizer) -> float:
-        """What a GradScaler has multiplied the gradients by, where the optimizer divides by it itself."""
-        scale = getattr(optimizer, "grad_scale", None)
-        return 1.0 if scale is None else float(scale)
-
-    def _measure(self, parameters: list[torch.Tensor], scale: float) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if scale != 1:
-            gradients = [g / scale for g in gradients]
-        self._take(parameters, gradients, self.groups.momenta(parameters))
 
     def _look_at_update(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
     ) -> None:
         if self.stopped is None and self._ticks >= self.every - WINDOW:
-            self._take(parameters, gradients, momenta)
-
-    def _take(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]) -> None:
-        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
-            self._parameters, self._probe = parameters, Probe(parameters)
-            self._probe.begin()
-        self._probe.measure(gradients, momenta, parameters)
+            self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         found = getattr(optimizer, "found_inf", None)
@@ -274,13 +272,12 @@ class Steering:
 
     def _decide(self) -> None:
         losses = torch.stack([loss.float().cpu() for loss in self._losses]).tolist()
-        window = self._probe.read() if self._parameters else np.zeros((0, len(PROBE), 1), np.float32)
         squares = sum(loss * loss for loss in losses)
         sums = [float(len(losses)), float(len(losses)), sum(losses), squares, float(self._count)]
-        statistics = Statistics(np.array(sums)[:, None], window)
+        statistics = Statistics(np.array(sums)[:, None], self._watch.read())
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
-        verdict = self._watch(statistics, telemetry, found)
+        verdict = self._guarded(statistics, telemetry, found)
         self.decisions += 1
         if self._stopwatch is not None:
             seconds = None if self.groups.whole is None else self.groups.whole.time_rules()
@@ -301,7 +298,7 @@ class Steering:
         if not self.advise:
             self.groups.write(chosen)
 
-    def _watch(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float]) -> int:
+    def _guarded(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float]) -> int:
         """The guard's verdict; what it restores is restored, and the learning rate in ``found`` halved."""
         if self._guard is None or self.advise:
             return FINE
@@ -364,7 +361,7 @@ class Steering:
             "observer": save_memory(self._observer, LEAVE),
             "guard": None if guard is None else save_memory(guard, LEAVE),
             "snapshots": [] if guard is None else [slot.state_dict() for slot in self._slots],
-            "probe": self._probe.state_dict() if self._parameters else None,
+            "probe": self._watch.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -382,10 +379,7 @@ class Steering:
                 slot.load_state_dict(own)
         if state["prices"] is not None:
             self._tell_prices(state["prices"])
-        if state["probe"] is not None:
-            self._parameters = list(self.groups.parameters)
-            self._probe = Probe(self._parameters)
-            self._probe.load_state_dict(state["probe"])
+        self._watch.load_state_dict(state["probe"], list(self.groups.parameters))
 
 
 def attach(

@@ -12,7 +12,7 @@ from loopwright.envs.loop.update_rules import Parts, take_step
 TIMED = 3  # of every rule, the fastest counts
 WHOLE = 2**20  # parameters up to which a rule is timed on all of them at once; above it, shape by shape
 # What an update by each rule takes as a multiple of adamw's where it cannot be timed: the median over small networks.
-TYPICAL = {"sgd": 0.9, "adamw": 1.0, "sinkgd": 6.0, "muon": 14.0}
+OF_ADAMW = {"sgd": 0.9, "adamw": 1.0, "sinkgd": 6.0, "muon": 14.0}
 
 
 class Stopwatch:
@@ -51,8 +51,8 @@ class Stopwatch:
         if not self.passes or not (seconds or self.updates):
             return None
         if seconds is None:
-            unit = median(self.updates) / TYPICAL[self.rule]
-            seconds = {name: unit * typical for name, typical in TYPICAL.items()}
+            unit = median(self.updates) / OF_ADAMW[self.rule]
+            seconds = {name: unit * typical for name, typical in OF_ADAMW.items()}
         return {name: seconds[name] / max(median(self.passes), 1e-9) for name in OPTIMIZERS}
 
 

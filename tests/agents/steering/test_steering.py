@@ -424,7 +424,8 @@ def test_prices_are_measured_in_the_first_decision_and_then_stay(name: str) -> N
     loop = Loop(OPTIMIZERS[name])
     steering = loop.attach(prices="measured", limits={"batch": (1.0, 1.0)})
     loop.run(0, 16)
-    assert steering.prices is not None and set(steering.prices) == set(PRICES)
+    assert steering.prices is not None
+    assert set(steering.prices) == set(PRICES)
     assert all(0 < passes < 1000 for passes in steering.prices.values())
     assert steering._seen[0, OBSERVATION_NAMES.index("prices_given")] == 1
     shown = {rule: 10 ** float(steering._seen[0, OBSERVATION_NAMES.index(f"price_{rule}")]) for rule in PRICES}
@@ -443,13 +444,14 @@ def test_an_update_that_takes_longer_costs_more() -> None:
         assert steering.prices is not None
         return steering.prices["adamw"]
 
-    assert measure(0.02) > 5 * measure(0.0)
+    assert measure(0.1) > 3 * measure(0.0)
 
 
 def test_prices_can_be_given_and_are_kept_by_a_resumed_job() -> None:
     loop = Loop(OPTIMIZERS["AdamW"])
     steering = loop.attach(prices=PRICES)
-    assert steering.prices == PRICES and steering._seen[0, OBSERVATION_NAMES.index("prices_given")] == 1
+    assert steering.prices == PRICES
+    assert steering._seen[0, OBSERVATION_NAMES.index("prices_given")] == 1
     state = steering.state_dict()
     again = Loop(OPTIMIZERS["AdamW"])
     resumed = again.attach(prices="measured")
@@ -459,3 +461,22 @@ def test_prices_can_be_given_and_are_kept_by_a_resumed_job() -> None:
     for wrong in ("gradients", {"adamw": 1.0}, PRICES | {"muon": math.nan}):
         with pytest.raises(LoopwrightError, match="price"):
             Loop(OPTIMIZERS["AdamW"]).attach(prices=wrong)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "PlanOptimizer"])
+def test_a_closure_makes_no_difference(name: str) -> None:
+    plain, closed = Loop(OPTIMIZERS[name]), Loop(OPTIMIZERS[name])
+    first, second = plain.attach(), closed.attach()
+    plain.run(0, 100)
+    for number in range(100):
+        inputs, labels = read_batch(number)
+
+        def make_gradients(inputs: torch.Tensor = inputs, labels: torch.Tensor = labels) -> torch.Tensor:
+            closed.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(closed.model(inputs), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        second.step(closed.optimizer.step(make_gradients))
+    assert torch.equal(plain.weights, closed.weights)
+    assert first.decisions == second.decisions == 6

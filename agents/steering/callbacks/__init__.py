@@ -1,0 +1,1 @@
+"""Steering inside other libraries' trainers, each in an extra of its own."""

@@ -1,0 +1,58 @@
+"""UpdateWatch: the gradient statistics of some updates of a user's loop."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from loopwright.agents.steering.groups import Groups
+from loopwright.envs.loop.averages import Floats
+from loopwright.envs.loop.probe import Probe
+from loopwright.envs.loop.telemetry import PROBE
+
+_Tensors = list[torch.Tensor]
+
+
+class UpdateWatch:
+    """Measures gradients as the environments do, of whatever parameters an update has."""
+
+    def __init__(self) -> None:
+        self._parameters: _Tensors = []
+
+    def begin(self) -> None:
+        """Forget what was measured."""
+        if self._parameters:
+            self._probe.begin()
+
+    def measure(self, parameters: _Tensors, gradients: _Tensors, momenta: _Tensors) -> None:
+        """Look at the ``gradients`` of an update that is about to be made, unclipped."""
+        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
+            self._parameters, self._probe = parameters, Probe(parameters)
+            self._probe.begin()
+        self._probe.measure(gradients, momenta, parameters)
+
+    def measure_held(self, groups: Groups, parameters: _Tensors, scale: float) -> None:
+        """The same for gradients that the parameters hold, ``scale`` times as large as they are."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale != 1:
+            gradients = [g / scale for g in gradients]
+        self.measure(parameters, gradients, groups.momenta(parameters))
+
+    def read(self) -> Floats:
+        """``[updates, len(PROBE), 1]``."""
+        return self._probe.read() if self._parameters else np.zeros((0, len(PROBE), 1), np.float32)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        return self._probe.state_dict() if self._parameters else None
+
+    def load_state_dict(self, state: dict[str, Any] | None, parameters: _Tensors) -> None:
+        if state is not None:
+            self._parameters, self._probe = parameters, Probe(parameters)
+            self._probe.load_state_dict(state)
+
+
+def find_scale(optimizer: Optimizer) -> float:
+    """What a GradScaler has multiplied the gradients by, where the optimizer divides by it itself."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
