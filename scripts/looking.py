@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -46,7 +47,7 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
     network = build_network([len(OBSERVATION_NAMES), 128, 128, sum(knobs.choices)], "tanh")
     policy, plan = Policy(network, knobs, PLAN), name_column(stack_plans([PLAN]), 0)
     control = Split(task.control.inputs[:16], task.control.labels[:16])
-    taken: dict[str, list[float]] = {}
+    kept, taken = watched.snapshot(), dict[str, list[float]]()
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -68,7 +69,7 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
         loss, _ = timed("look", lambda: watched.evaluate(control))
         seen = timed("observation", look_back)
         timed("policy", decide)
-        timed("snapshot", watched.snapshot)
+        kept = timed("snapshot", partial(watched.snapshot, kept))
     middle = {name: median(own) for name, own in taken.items()}
     work = {
         "statistics": median(b - a for a, b in zip(taken["decision"], taken["watched"], strict=True)),

@@ -221,12 +221,12 @@ COMPETITORS = {
         ),
         _add_optimizer(
             "Muon", "strong optimizer", "muon",
-            lambda p: {"lr": p.power(-2.8, -0.3), "adamw_lr": p.power(-2.7, -0.7), "momentum": _momentum(p),
+            lambda p: {"lr": p.power(-2.8, -0.3), "adamw_lr": p.power(-3.0, -1.0), "momentum": _momentum(p),
                        "weight_decay": _decay(p), "second_momentum": _second(p)},
         ),
         _add_optimizer(
             "NorMuon", "strong optimizer", "normuon",
-            lambda p: {"lr": p.power(-3.2, -0.8), "adamw_lr": p.power(-2.7, -0.7), "momentum": _momentum(p),
+            lambda p: {"lr": p.power(-3.2, -0.8), "adamw_lr": p.power(-3.0, -1.0), "momentum": _momentum(p),
                        "weight_decay": _decay(p), "second_momentum": _second(p)},
         ),
         _add_optimizer(

@@ -146,7 +146,7 @@ class _TimedLoop:
         controlled = time.perf_counter()
         extra = (restored - start) + (controlled - trained)
         if self.snapshots:
-            self.kept = self.loop.snapshot()
+            self.kept = self.loop.snapshot(self.kept)
             extra += self.snapshots * (time.perf_counter() - controlled)
         seconds = (trained - restored) + extra
         if self.loop.probe is not None:

@@ -178,10 +178,11 @@ def test_every_knob_is_held_to_the_reference() -> None:
 def test_lanes_equal_the_reference_after_a_snapshot_is_restored(small_task: Task) -> None:
     pair = Pair(small_task, 2)
     plans = [LoopPlan(batch=3, average=8.0, order="hard-first", echo=2), LoopPlan(sweep="top-down")]
+    first = [loop.snapshot() for loop in pair.loops]
     pair.run(plans, 20)
     stored = LaneSnapshots(pair.lanes)
     stored.save(np.array([True, True]))
-    snapshots = [loop.snapshot() for loop in pair.loops]
+    snapshots = [loop.snapshot(earlier) for loop, earlier in zip(pair.loops, first, strict=True)]
     pair.run([replace(plan, learning_rate=0.1, optimizer="sgd") for plan in plans], 17)
     stored.restore(np.array([True, False]))
     pair.loops[0].restore(snapshots[0])
