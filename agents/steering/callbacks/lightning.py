@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.steering.callbacks.common import LossMean, describe_plan
+from loopwright.agents.steering.callbacks.shared import LossMean, describe_plan
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
 
