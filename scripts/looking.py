@@ -47,7 +47,8 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
     network = build_network([len(OBSERVATION_NAMES), 128, 128, sum(knobs.choices)], "tanh")
     policy, plan = Policy(network, knobs, PLAN), name_column(stack_plans([PLAN]), 0)
     control = Split(task.control.inputs[:16], task.control.labels[:16])
-    kept, taken = watched.snapshot(), dict[str, list[float]]()
+    kept = watched.snapshot()
+    taken: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
