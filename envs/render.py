@@ -42,7 +42,7 @@ def plot_plan(axes: Any, costs: Sequence[float], values: Sequence[Any], field: s
         values = [CHOICES[field].index(value) for value in values]
         axes.set_yticks(range(len(CHOICES[field])), CHOICES[field])
     numbers = np.asarray(values, dtype=float)
-    axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), where="pre", **style)
+    axes.step(costs, np.where(np.isfinite(numbers), numbers, np.nan), **{"where": "pre", **style})
     if field in LOGARITHMIC:
         axes.set_yscale("log")
         label_plainly(axes.yaxis)

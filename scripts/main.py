@@ -14,6 +14,7 @@ COMMANDS = {
     "replay": "execute an audit log again, or show it",
     "bench": "measure the engine's speed",
     "calibrate": "find the targets of a suite's tasks",
+    "programs": "train real programs with and without a policy attached",
     "prices": "measure what an update of each optimizer costs",
     "scores": "train every family with default AdamW, and write docs/tasks.md",
     "tune": "tune the competitors on the training suite",

@@ -1,7 +1,7 @@
 """Execute an audit log again and compare it line by line; or show it; or follow its plans elsewhere.
 
     loopwright replay runs/evaluation/ledgers/agent/digits-mlp-0-seed-1000000.jsonl
-    loopwright replay LEDGER --show
+    loopwright replay LEDGER --show --plot run.png
     loopwright replay LEDGER --open-loop --seed 7 --task digits-conv:0
 
 Exits with 1 if a line does not come out the same.
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from loopwright.agents.controllers.simple import OpenLoop
 from loopwright.agents.judging.runner import run_controller
@@ -25,6 +23,7 @@ from loopwright.envs.loop.errors import LedgerError, LoopwrightError
 from loopwright.envs.loop.ledger import LedgerContent, read_ledger
 from loopwright.inner_tasks.registry import get_task
 from loopwright.scripts.run import run
+from loopwright.scripts.showing import draw_ledger, is_steered, show_ledger
 
 
 @dataclass
@@ -33,6 +32,8 @@ class Config:
     """The ledger (.jsonl)."""
     show: bool = False
     """Print the decisions as a table: what was seen, what was changed, what came of it. Nothing is executed."""
+    plot: Path | None = None
+    """Draw loss and plan to this file (.png, .svg, .pdf). Nothing is executed."""
     open_loop: bool = False
     """Follow only its plans, without the policy, on another seed or task."""
     seed: int | None = None
@@ -49,9 +50,16 @@ def main(config: Config) -> int:
     content = read_ledger(config.ledger)
     if content.torn:
         print(f"{config.ledger}: the last line is torn ({content.torn} bytes) and left out", file=sys.stderr)
-    if config.show:
-        show_ledger(content, config.json)
+    if config.show or config.plot is not None:
+        if config.show:
+            show_ledger(content, config.json)
+        if config.plot is not None:
+            draw_ledger(content, config.plot)
         return 0
+    if is_steered(content):
+        raise LoopwrightError(
+            "the ledger is of a loop of your own, which cannot be executed again; --show or --plot it"
+        )
     if config.open_loop:
         follow(content, config)
         return 0
@@ -95,59 +103,6 @@ def follow(content: LedgerContent, config: Config) -> None:
     print(f"recorded:  {header['task']} seed {header['seed']}: {last['outcome']} after {last['cost']:.0f} of "
           f"{header['budget']:.0f} geq")  # fmt: skip
     print(f"open loop: {task.name} seed {seed}: {record.outcome}, {record.cost:.0f} of {record.budget:.0f} geq")
-
-
-def show_ledger(content: LedgerContent, as_json: bool) -> None:
-    rows = [explain(content, i) for i in range(len(content.entries))]
-    if as_json:
-        print(json.dumps({"header": content.header, "decisions": rows}))
-        return
-    header = content.header
-    table = Table(title=f"{header['task']}, seed {header['seed']}, by {header['author']['name']}; "
-                        f"budget {header['budget']:.0f} geq, target {header['target']:.4g}")  # fmt: skip
-    for heading in ("decision", "spent", "saw (most changed)", "changed", "loss: train", "target", "reward", "then"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(str(row["decision"]), f"{row['spent']:.0%}", row["saw"], row["changed"],
-                      row["train_loss"], row["target_loss"], f"{row['reward']:+.3f}", row["then"])  # fmt: skip
-    Console(width=max(150, Console().width)).print(table)
-
-
-def explain(content: LedgerContent, number: int) -> dict[str, Any]:
-    """One decision in words."""
-    entry = content.entries[number]
-    before = content.entries[number - 1]["observation"] if number else None
-    return {
-        "decision": entry["decision"],
-        "spent": entry["cost"] / content.header["budget"],
-        "saw": _most_changed(before, entry["observation"]),
-        "changed": _changes(entry["plan_before"], entry["plan"]),
-        "train_loss": _number(entry["telemetry"]["loss"]),
-        "target_loss": _number(entry["loss"]),
-        "reward": entry["reward"],
-        "then": entry["outcome"] if entry["verdict"] == "fine" else f"{entry['verdict']}: restored, {entry['outcome']}",
-    }
-
-
-def _most_changed(before: dict[str, float] | None, now: dict[str, float] | None) -> str:
-    """The three features, apart from the plan, that moved most since the decision before."""
-    if now is None:
-        return "nothing: it does not look"
-    names = [name for name in now if not name.startswith("plan_") and name not in ("decisions", "budget_left")]
-    old = before or dict.fromkeys(now, 0.0)
-    names.sort(key=lambda name: -abs(now[name] - old[name]))
-    return ", ".join(f"{name} {now[name]:+.2f}" for name in names[:3])
-
-
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    changed = [
-        f"{name} {_number(before[name])} -> {_number(after[name])}" for name in after if before[name] != after[name]
-    ]
-    return ", ".join(changed) or "-"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,24 @@ def test_the_readme_examples_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/results/README.md"])
+def test_a_loop_of_ones_own_is_steered_as_the_guide_says(tmp_path: Path) -> None:
+    (example,) = examples("docs/attach.md", "import torch")
+    script = tmp_path / "mine.py"
+    script.write_text(example)
+    command = [sys.executable, "-W", "ignore"]
+    shown = ["-m", "loopwright.scripts.main", "replay", "steered.jsonl", "--show", "--plot", "steered.png"]
+    said = [
+        subprocess.run([*command, *rest], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True).stdout
+        for rest in (["mine.py"], shown)
+    ]
+    found = re.fullmatch(r"41 decisions, (\S+)% right, learning rate \S+\n", said[0])
+    assert found is not None, said[0]
+    assert float(found[1]) > 85
+    assert said[1].count("learning_rate") >= 2  # it was moved, and the table says so
+    assert (tmp_path / "steered.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/attach.md", "docs/results/README.md"])
 def test_no_example_imports_from_more_than_two_modules_deep(page: str) -> None:
     for example in examples(page, ""):
         for node in ast.walk(ast.parse(example)):

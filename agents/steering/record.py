@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.ledger import Ledger, read_versions
 from loopwright.envs.loop.observation import name_features
+from loopwright.envs.loop.plan import describe_column
 from loopwright.envs.loop.telemetry import WINDOW, Telemetry
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class SteeringRecord:
             return
         policy, optimizer = steering.policy, steering.groups.optimizer
         header = {
-            "task": None, "steered": type(optimizer).__name__, "start": dict(steering.plan), "steps": steering.steps,
+            "task": None, "steered": type(optimizer).__name__, "start": describe_column(steering.plan),
+            "steps": steering.steps,
             "author": {"name": policy.name, "fingerprint": policy.fingerprint, "knobs": policy.knobs.name,
                        "action": policy.knobs.action},
             "window": WINDOW, "every": steering.every, "advise": steering.advise, "versions": read_versions(),
@@ -42,7 +44,7 @@ class SteeringRecord:
         self._ledger.append(
             {
                 "decision": self._steering.decisions, "updates": self._steering.updates,
-                "observation": name_features(seen[0].tolist()), "plan_before": dict(found), "plan": dict(chosen),
-                "telemetry": telemetry, "verdict": verdict,
+                "observation": name_features(seen[0].tolist()), "plan_before": describe_column(found),
+                "plan": describe_column(chosen), "telemetry": telemetry, "verdict": verdict,
             }
         )  # fmt: skip

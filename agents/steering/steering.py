@@ -13,26 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
+from loopwright.agents.steering.limits import check_limits, follow_first, keep_within
+from loopwright.agents.steering.loader import SteeredLoader
+from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.record import SteeringRecord
-from loopwright.agents.steering.snapshots import LoopSnapshot
 from loopwright.agents.steering.stopwatch import Stopwatch
 from loopwright.agents.steering.watch import UpdateWatch, find_scale
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS, Guard
+from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.observer import Observer, Reading
-from loopwright.envs.loop.plan import OPTIMIZERS, PLAN_FIELDS, LoopPlan, name_column, stack_plans
+from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
-LEAVE = ("arithmetic", "_xp", "_slots")  # what observer and guard use, but do not remember
+LEAVE = ("arithmetic", "_xp")  # what the observer uses, but does not remember
 _ATTACHED = "_loopwright_steering"
 
 
@@ -88,15 +90,19 @@ class Steering:
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         settings = self.policy.training.get("settings", {})
         self.every = every or int(settings.get("ticks_per_decision", 16))
-        self._check(steps, limits or {}, guard)
-        self.steps, self.advise, self.limits = steps, advise, dict(limits or {})
+        if steps is not None and steps < 1:
+            raise LoopwrightError(f"steps must be 1 or more, or None where it is open; got {steps}")
+        if guard < 0:
+            raise LoopwrightError(f"guard must be 0 or more, got {guard}")
+        self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
+        self._untouched = dict(self.plan)
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
-        self._steered = [knob.field in self.groups.settable for knob in self.policy.knobs.knobs]
-        self._say_what_is_off()
+        self._loader: SteeredLoader | None = None
+        self._steered = self._find_steered()
         self.decisions = self.updates = self.iterations = 0
         self.stopped: str | None = None
         self._average = WeightAverage()
@@ -107,10 +113,9 @@ class Steering:
         ).without([] if samples and batch_size else ["size"])  # fmt: skip
         self._observer.begin([0], np.ones(1), [self._context])
         self._begin_prices(prices)
-        self._slots = LoopSnapshot(optimizer), LoopSnapshot(optimizer)
-        self._guard = Guard(self._slots, 1, guard) if guard else None
+        self._guard = LoopGuard(optimizer, guard) if guard else None
         if self._guard is not None and not advise:
-            self._guard.begin(np.array([0]), np.array([math.inf]))  # what the loss is before training is not known
+            self._guard.begin()
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
         self._control: float | None = None
         self._seen = self._observe(None, restored=False)
@@ -125,36 +130,33 @@ class Steering:
             self.groups.whole.register_update_hook(self._look_at_update)
         setattr(optimizer, _ATTACHED, self)
 
-    @staticmethod
-    def _check(steps: int | None, limits: Mapping[str, tuple[float, float]], guard: int) -> None:
-        if steps is not None and steps < 1:
-            raise LoopwrightError(f"steps must be 1 or more, or None where it is open; got {steps}")
-        if guard < 0:
-            raise LoopwrightError(f"guard must be 0 or more, got {guard}")
-        for field, (low, high) in limits.items():
-            if field not in PLAN_FIELDS:
-                raise LoopwrightError(f"limits are for fields of a plan: {', '.join(PLAN_FIELDS)}; got {field!r}")
-            if not low <= high:
-                raise LoopwrightError(f"limits of {field} must be (low, high); got {(low, high)}")
+    def _find_steered(self) -> list[bool]:
+        """Of each knob of the policy, whether there is something it moves."""
+        loader = self._loader
+        loaded = set() if loader is None else {"echo", "order"} if loader.by_loss else {"echo"}
+        return [knob.field in self.groups.settable | loaded for knob in self.policy.knobs.knobs]
 
     def _say_what_is_off(self) -> None:
         off = [k.name for k, on in zip(self.policy.knobs.knobs, self._steered, strict=True) if not on]
         if off:
             kind = type(self.groups.optimizer).__name__
-            warnings.warn(f"{kind} has nothing for the policy's {', '.join(off)}: left as they are", stacklevel=3)
+            warnings.warn(f"{kind} has nothing for the policy's {', '.join(off)}: left as they are", stacklevel=5)
 
     # What the user calls
 
     def step(self, loss: torch.Tensor | float | None = None) -> None:
         """Once per iteration, after ``optimizer.step()``; ``loss`` is that of the batch, before any scaling.
 
-        Raises ``LoopwrightError`` without a loss.
+        Or it is that of each of its samples, ``[batch_size]``, which a ``loader`` by loss goes by. Raises
+        ``LoopwrightError`` without a loss.
         """
         if loss is None:
             raise LoopwrightError("step() needs the loss of the batch: steering.step(loss)")
         if self.stopped is not None:
             return
-        self._losses.append(loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
+        if self._loader is not None:
+            self._loader.take_losses(torch.as_tensor(loss))
+        self._losses.append(loss.detach().mean() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
         if self._ticks >= self.every:
             self._decide()
         if self._stopwatch is not None and self._ticks >= self.every - WINDOW:
@@ -166,6 +168,22 @@ class Steering:
         if self._control is None and math.isfinite(value):
             self._observer.tell_control(value)
         self._control = value
+
+    def loader(
+        self, dataset: Dataset[Any], batch_size: int, *, by_loss: bool = False, seed: int = 0, **options: Any
+    ) -> SteeredLoader:
+        """A ``DataLoader`` of ``dataset``, shuffled, whose repetition of batches is steered.
+
+        With ``by_loss`` the order of samples is too; ``step`` then takes the loss of each. ``options`` are those of
+        ``DataLoader``. For errors see ``SteeredLoader``.
+        """
+        self._loader = SteeredLoader(dataset, batch_size, self, by_loss=by_loss, seed=seed, **options)
+        self._steered = self._find_steered()
+        return self._loader
+
+    def read_in_force(self, field: str) -> float:
+        """What a field of the plan is in the loop: with ``advise``, or after letting go, nothing is changed."""
+        return self._untouched[field] if self.advise or self.stopped is not None else self.plan[field]
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the parameters are the averaged weights that the plan asks for; to validate or to save them."""
@@ -232,6 +250,7 @@ class Steering:
             self.groups = Groups(optimizer)
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
+            self._say_what_is_off()
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
@@ -291,7 +310,7 @@ class Steering:
 
     def _turn(self, found: dict[str, float], telemetry: Telemetry | None, verdict: int) -> None:
         """Choose a plan by what is seen, and set it."""
-        chosen = self._share(self._choose(found))
+        chosen = follow_first(self._choose(found))
         if self._record is not None:
             self._record.write(self._seen, found, chosen, telemetry, VERDICTS[verdict])
         self.plan = chosen
@@ -302,15 +321,13 @@ class Steering:
         """The guard's verdict; what it restores is restored, and the learning rate in ``found`` halved."""
         if self._guard is None or self.advise:
             return FINE
-        rows = np.array([[found[name]] for name in PLAN_FIELDS], np.float32)
-        columns = {name: np.array([value], np.float32) for name, value in telemetry.items()}
-        verdicts, given_up = self._guard.watch(statistics.finite, columns, rows)
-        if verdicts[0] != FINE:
+        verdict, given_up = self._guard.watch(statistics, telemetry, found)
+        if verdict != FINE:
             found["learning_rate"] *= RATE_FACTOR
             self._average.weights = []
-        if given_up[0]:
+        if given_up:
             self._fall_back("the guard has brought it back as often as it may")
-        return int(verdicts[0])
+        return verdict
 
     def _fall_back(self, reason: str) -> None:
         """The user's own settings again, and no further decisions."""
@@ -323,7 +340,7 @@ class Steering:
         self, telemetry: Telemetry | None, *, restored: bool, plan: Mapping[str, float] | None = None
     ) -> np.ndarray:
         left = 1.0 if self.steps is None else max(0.0, 1 - self.iterations / self.steps)
-        guard_left = 0.0 if self._guard is None else float(1 - self._guard.interventions[0] / self._guard.limit)
+        guard_left = 0.0 if self._guard is None else self._guard.left
         reading = Reading(
             telemetry, self._control if self._control is not None else math.nan, plan or self.plan, left,
             telemetry is not None, restored, guard_left, float(self.iterations * self._context.microbatch),
@@ -335,23 +352,12 @@ class Steering:
         steps = [step if on else 0.0 for step, on in zip(steps, self._steered, strict=True)]
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
         chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic, ratio)
-        for field, (low, high) in self.limits.items():
-            chosen[field] = min(max(chosen[field], low), high)
-        return chosen
-
-    def _share(self, chosen: dict[str, float]) -> dict[str, float]:
-        """Of several processes that train together the first decides, and the others follow."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return chosen
-        values = torch.tensor(list(chosen.values()), dtype=torch.float64)
-        distributed.broadcast(values, 0)
-        return dict(zip(chosen, values.tolist(), strict=True))
+        return keep_within(chosen, self.limits)
 
     # Going on after an interruption
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed job needs to go on exactly; beside the model's and the optimizer's own."""
-        guard = self._guard
         return {
             "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates,
             "count": self._count, "ticks": self._ticks, "prices": self.prices,
@@ -359,9 +365,8 @@ class Steering:
             "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
             "observer": save_memory(self._observer, LEAVE),
-            "guard": None if guard is None else save_memory(guard, LEAVE),
-            "snapshots": [] if guard is None else [slot.state_dict() for slot in self._slots],
-            "probe": self._watch.state_dict(),
+            "guard": None if self._guard is None else self._guard.state_dict(),
+            "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -374,9 +379,9 @@ class Steering:
         self._average.load_state_dict(state["average"])
         load_memory(self._observer, state["observer"])
         if self._guard is not None and state["guard"] is not None:
-            load_memory(self._guard, state["guard"])
-            for slot, own in zip(self._slots, state["snapshots"], strict=True):
-                slot.load_state_dict(own)
+            self._guard.load_state_dict(state["guard"])
+        if self._loader is not None and state["loader"] is not None:
+            self._loader.load_state_dict(state["loader"])
         if state["prices"] is not None:
             self._tell_prices(state["prices"])
         self._watch.load_state_dict(state["probe"], list(self.groups.parameters))

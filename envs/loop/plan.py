@@ -1,7 +1,7 @@
 """LoopPlan: everything a controller may set about a training loop, and the same for many lanes as one tensor."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -124,6 +124,12 @@ def name_rows(plans: torch.Tensor) -> dict[str, npt.NDArray[np.floating]]:
 def name_column(plans: torch.Tensor, lane: int) -> dict[str, float]:
     """The fields of one of them by name, as numbers."""
     return dict(zip(PLAN_FIELDS, plans[:, lane].tolist(), strict=True))
+
+
+def describe_column(column: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers of a plan as ``LoopPlan.as_json`` has them: choices by name, infinity as "inf"."""
+    named = {name: CHOICES[name][round(value)] if name in CHOICES else value for name, value in column.items()}
+    return {name: "inf" if value == math.inf else value for name, value in named.items()}
 
 
 def unstack_plans(plans: torch.Tensor) -> list[LoopPlan]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
     from loopwright.agents.judging.runner import run_controller
+    from loopwright.agents.steering.callbacks.huggingface import HuggingFaceSteering as HuggingFaceSteering
+    from loopwright.agents.steering.callbacks.lightning import LightningSteering as LightningSteering
     from loopwright.agents.steering.optimizer import PlanOptimizer, optimizer
     from loopwright.agents.steering.steering import Steering, attach
     from loopwright.agents.training.config import TrainingConfig
@@ -43,6 +45,8 @@ _MODULES = {
     "agents.controllers.policy": ("Policy",),
     "agents.controllers.tuned": ("load_competitors",),
     "agents.judging.judge": ("judge",),
+    "agents.steering.callbacks.huggingface": ("HuggingFaceSteering",),
+    "agents.steering.callbacks.lightning": ("LightningSteering",),
     "agents.steering.optimizer": ("PlanOptimizer", "optimizer"),
     "agents.steering.steering": ("Steering", "attach"),
     "agents.judging.runner": ("run_controller",),

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.callbacks.shared import LossMean, describe_plan
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
+
+try:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ModuleNotFoundError as missing:
+    raise LoopwrightError("this needs transformers; pip install 'loopwright[huggingface]'") from missing
 
 STEERING_FILE = "steering.pt"  # beside a checkpoint's other files
 

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.callbacks.shared import LossMean, describe_plan
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as missing:
+    raise LoopwrightError("this needs lightning; pip install 'loopwright[lightning]'") from missing
 
 
 class LightningSteering(Callback):

@@ -115,7 +115,7 @@ class TestHuggingFace:
     def test_another_schedule_is_refused(self, transformers: Any, tmp_path: Path) -> None:
         trainer = self.make(transformers, tmp_path, lr_scheduler_type="cosine")
         self.attach(trainer)
-        with pytest.raises(LoopwrightError, match="constant.*cosine"):
+        with pytest.raises(LoopwrightError, match=r"constant.*cosine"):
             trainer.train()
 
 

@@ -1,0 +1,49 @@
+"""LoopGuard: brings a steered loop back where it diverges."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch.optim import Optimizer
+
+from loopwright.agents.steering.snapshots import LoopSnapshot
+from loopwright.envs.loop.guard import Guard
+from loopwright.envs.loop.memory import load_memory, save_memory
+from loopwright.envs.loop.plan import PLAN_FIELDS
+from loopwright.envs.loop.telemetry import Statistics, Telemetry
+
+
+class LoopGuard:
+    """The environments' guard for the one loop whose updates ``optimizer`` makes; it may step in ``limit`` times."""
+
+    def __init__(self, optimizer: Optimizer, limit: int) -> None:
+        self._slots = LoopSnapshot(optimizer), LoopSnapshot(optimizer)
+        self._guard = Guard(self._slots, 1, limit)
+
+    def begin(self) -> None:
+        """The loop is as it should be. What its loss is before training is not known."""
+        self._guard.begin(np.array([0]), np.array([math.inf]))
+
+    @property
+    def left(self) -> float:
+        """The share of its interventions that is left."""
+        return float(1 - self._guard.interventions[0] / self._guard.limit)
+
+    def watch(self, statistics: Statistics, telemetry: Telemetry, plan: Mapping[str, float]) -> tuple[int, bool]:
+        """A verdict on what was measured under ``plan``, and whether it gives up; what it restores is restored."""
+        rows = np.array([[plan[name]] for name in PLAN_FIELDS], np.float32)
+        columns = {name: np.array([value], np.float32) for name, value in telemetry.items()}
+        verdicts, given_up = self._guard.watch(statistics.finite, columns, rows)
+        return int(verdicts[0]), bool(given_up[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "guard": save_memory(self._guard, ("arithmetic", "_xp", "_slots")),
+            "snapshots": [slot.state_dict() for slot in self._slots],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        load_memory(self._guard, state["guard"])
+        for slot, own in zip(self._slots, state["snapshots"], strict=True):
+            slot.load_state_dict(own)

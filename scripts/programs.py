@@ -1,0 +1,154 @@
+"""Train real PyTorch programs as people do, and with a policy attached; write docs/results/programs.
+
+    loopwright programs
+    loopwright programs --programs "GRU, names" --seeds 2 --folder runs/programs
+
+Goes on where it was interrupted. Every program: 20 settings of AdamW with a cosine are tried, the best sets the target,
+then everybody starts.
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.table import Table as Shown
+from torch.quasirandom import SobolEngine
+from tqdm import tqdm
+
+from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.judging.results import write_whole
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.ledger import read_versions
+from loopwright.scripts.real_programs.program import PROGRAMS, get_program
+from loopwright.scripts.real_programs.rivals import RIVALS, TUNED, CosineSetting
+from loopwright.scripts.real_programs.standing import (
+    compare_rivals,
+    cut_at,
+    draw_curves,
+    tabulate_ratios,
+    write_contest_page,
+)
+from loopwright.scripts.real_programs.trial import TrainingTrial, TrialsFile, run_trial
+from loopwright.scripts.run import run
+
+TUNING_SEED = 1000
+SHARE = 0.8  # of the tuned cosine's run, after which its loss is the target
+
+
+@dataclass
+class Config:
+    policy: str = "core"
+    """Policy to attach: the name of one that comes along, or a file."""
+    programs: tuple[str, ...] = ()
+    """Programs to train; all of them if none is named."""
+    seeds: int = 5
+    """Runs of each program by each rival."""
+    tuning: int = 20
+    """Settings of the cosine that are tried."""
+    workers: int = 2
+    """Processes, of one thread each."""
+    folder: Path = Path("docs/results/programs")
+    """Where trials, tables and the figure go."""
+
+
+Work = tuple[str, str, int, str, CosineSetting, float | None, str]  # the arguments of run_trial
+
+
+def list_settings(count: int) -> list[CosineSetting]:
+    """Quasi-random settings: learning rates from 1e-4 to 10^-1.5, decay from 1e-3 to 0.3, warm-up in half of them."""
+    points = SobolEngine(3, scramble=True, seed=0).draw(count).tolist()
+    return [CosineSetting(10 ** (-4 + 2.5 * a), 10 ** (-3 + 2.5 * b), 0.1 if c > 0.5 else 0.0) for a, b, c in points]
+
+
+class Contest:
+    """The trials of all stages, those that are there already and those that are missing."""
+
+    def __init__(self, config: Config, programs: Sequence[str]) -> None:
+        policy = load_policy(config.policy)
+        header = {"policy": policy.fingerprint, "versions": read_versions(), "tuning": config.tuning}
+        header |= {"programs": {name: asdict(get_program(name)) for name in programs}}
+        self.config, self.programs = config, programs
+        self.file = TrialsFile(config.folder / "trials.jsonl", header)
+
+    def find(self, purpose: str, program: str) -> list[TrainingTrial]:
+        return [t for t in self.file.trials if t.purpose == purpose and t.program == program]
+
+    def do(self, purpose: str, work: Iterable[Work]) -> None:
+        """Run what is missing of ``work``."""
+        done = {trial.key for trial in self.file.trials}
+        left = [w for w in work if (w[3], w[0], w[1], w[2], tuple(asdict(w[4]).values())) not in done]
+        parts = Parallel(n_jobs=self.config.workers, return_as="generator_unordered")(
+            delayed(run_trial)(*own) for own in left
+        )
+        for trial in tqdm(parts, total=len(left), desc=purpose, unit="run"):
+            self.file.append([trial])
+
+    def tune(self) -> None:
+        settings, policy = list_settings(self.config.tuning), self.config.policy
+        self.do("tuning", ((p, TUNED, TUNING_SEED, "tuning", s, None, policy) for p in self.programs for s in settings))
+
+    def choose(self, program: str) -> CosineSetting:
+        """The setting whose run ended lowest."""
+        tried = [t for t in self.find("tuning", program) if math.isfinite(t.final_loss())]
+        if not tried:
+            raise LoopwrightError(f"no setting of {TUNED} trains {program}")
+        return CosineSetting(**min(tried, key=TrainingTrial.final_loss).setting)
+
+    def aim(self) -> None:
+        seeds, policy = range(self.config.seeds), self.config.policy
+        self.do(
+            "target",
+            ((p, TUNED, seed, "target", self.choose(p), None, policy) for p in self.programs for seed in seeds),
+        )
+
+    def find_target(self, program: str) -> float:
+        """The median of what the seeds have reached after a share of their runs."""
+        curves = [t.curve for t in self.find("target", program)]
+        return statistics.median(min(loss for at, _, loss in curve if at <= SHARE * curve[-1][0]) for curve in curves)
+
+    def race(self) -> None:
+        seeds, policy = range(self.config.seeds), self.config.policy
+        self.do("contest", (
+            (p, rival, seed, "contest", self.choose(p), self.find_target(p), policy)
+            for seed in seeds for p in self.programs for rival in RIVALS if rival != TUNED
+        ))  # fmt: skip
+
+    def collect(self) -> list[TrainingTrial]:
+        """A trial of every rival on every program and seed."""
+        tuned = [cut_at(t, self.find_target(p)) for p in self.programs for t in self.find("target", p)]
+        raced = [t for p in self.programs for t in self.find("contest", p)]
+        return [t for t in tuned + raced if t.seed < self.config.seeds]
+
+
+def main(config: Config) -> int:
+    for name, value in (("seeds", config.seeds), ("tuning", config.tuning), ("workers", config.workers)):
+        if value < 1:
+            raise LoopwrightError(f"{name} must be 1 or more, got {value}")
+    torch.set_num_threads(1)
+    programs = list(config.programs) or list(PROGRAMS)
+    contest = Contest(config, programs)
+    contest.tune()
+    contest.aim()
+    contest.race()
+    trials = contest.collect()
+    tables = tabulate_ratios(compare_rivals(trials, programs))
+    provenance = {"policy": config.policy, "seeds": config.seeds, "tuning": config.tuning}
+    write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
+    draw_curves(trials, programs, 0).savefig(config.folder / "programs.png", dpi=110)
+    console = Console()
+    for table in tables:
+        shown = Shown(*table.header, title=table.title)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.modules[__name__]))

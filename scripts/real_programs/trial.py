@@ -1,0 +1,156 @@
+"""One program trained once, and what it took to reach a loss."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.statistics import SECONDS
+from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts.real_programs.program import Batch, Program, draw_batches, get_program
+from loopwright.scripts.real_programs.rivals import RIVALS, CosineSetting, Launch
+
+LOOKS = 40  # times that a run is judged
+WATCHED_EVERY = 16  # iterations between looks at data that is watched, of what is steered
+TRIALS_FORMAT = "loopwright-programs-1"
+
+
+@dataclass(frozen=True)
+class TrainingTrial:
+    """What became of one run.
+
+    Attributes:
+        program, rival, seed: which run it is.
+        purpose: "tuning", "target" or "contest".
+        setting: the cosine's that was used.
+        target: the loss it had to reach, None where it had none.
+        hit: whether it did; it then ended there.
+        samples, seconds: that it took, processor time of one thread; of a miss, all of its run.
+        curve: iterations, seconds and loss on judged data, whenever that was looked at.
+    """
+
+    program: str
+    rival: str
+    seed: int
+    purpose: str
+    setting: dict[str, float]
+    target: float | None
+    hit: bool
+    samples: int
+    seconds: float
+    curve: tuple[tuple[int, float, float], ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.purpose, self.program, self.rival, self.seed, tuple(self.setting.values())
+
+    def final_loss(self) -> float:
+        return self.curve[-1][2]
+
+    def as_record(self, unit: str) -> RunRecord:
+        """The run as the judge keeps one, its cost in samples or in seconds."""
+        cost = self.seconds if unit == SECONDS else float(self.samples)
+        outcome = OUTCOMES[HIT if self.hit else MISS]
+        return RunRecord(self.rival, self.program, self.seed, outcome, cost, cost, self.final_loss(), math.nan)
+
+
+def judge_model(program: Program, model: nn.Module, data: Batch) -> float:
+    """The loss on ``data``, the model as it is for use."""
+    model.eval()
+    with torch.no_grad():
+        loss = float(program.compute_loss(model, data))
+    model.train()
+    return loss
+
+
+def run_trial(
+    name: str, rival: str, seed: int, purpose: str, setting: CosineSetting, target: float | None, policy: str
+) -> TrainingTrial:
+    """Train the program ``name``, in one thread, until it reaches the ``target`` or its iterations are over."""
+    torch.set_num_threads(1)
+    program = get_program(name)
+    data, watched, judged = program.load_data()
+    model = program.build_model(seed)
+    launch = Launch(model, program.iterations, len(data[0]), program.batch_size, setting, policy)
+    driver = RIVALS[rival](launch)
+    batches, looked_at = (draw_batches(own, program.batch_size, seed) for own in (data, watched))
+    every, curve, seconds = max(1, program.iterations // LOOKS), [], 0.0
+    for iteration in range(program.iterations + 1):
+        if iteration % every == 0:
+            with driver.judged():
+                loss = judge_model(program, model, judged)
+            curve.append((iteration, seconds, loss))
+            if iteration == program.iterations or (target is not None and loss <= target):
+                break
+        batch, begun = next(batches), time.process_time()
+        if driver.steering is not None and iteration % WATCHED_EVERY == 0:
+            with driver.judged():
+                driver.steering.validate(judge_model(program, model, next(looked_at)))
+        loss_now = program.compute_loss(model, batch)
+        loss_now.backward()
+        driver.step(loss_now)
+        for optimizer in driver.update.optimizers:
+            optimizer.zero_grad()
+        seconds += time.process_time() - begun
+    hit = target is not None and curve[-1][2] <= target
+    samples = curve[-1][0] * program.batch_size
+    return TrainingTrial(name, rival, seed, purpose, asdict(setting), target, hit, samples, seconds, tuple(curve))
+
+
+class TrialsFile:
+    """All trials of a contest as JSON lines, only ever appended to; a line that was not finished is cut off.
+
+    Raises ``LoopwrightError`` for a file that was made under other circumstances, or is damaged.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        header = json.loads(json.dumps({"format": TRIALS_FORMAT, **header}))
+        self.trials: list[TrainingTrial] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            self._read(path, header)
+        self._file = path.open("a")
+        if not path.stat().st_size:
+            self._write(header)
+
+    def _read(self, path: Path, header: dict[str, Any]) -> None:
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            with path.open("r+b") as file:
+                file.truncate(end)
+        lines = content[:end].decode().splitlines()
+        try:
+            found = json.loads(lines[0]) if lines else header
+            self.trials = [_read_trial(json.loads(line)) for line in lines[1:]]
+        except (ValueError, TypeError, KeyError) as problem:
+            raise LoopwrightError(f"{path} is damaged: {problem}") from None
+        differs = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
+        if differs:
+            raise LoopwrightError(f"{path} holds another contest ({', '.join(differs)} differ); choose another folder")
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def append(self, trials: Iterable[TrainingTrial]) -> None:
+        for trial in trials:
+            self._write(asdict(trial))
+            self.trials.append(trial)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_trial(values: dict[str, Any]) -> TrainingTrial:
+    if set(values) != {field.name for field in fields(TrainingTrial)}:
+        raise ValueError(f"not a trial: {', '.join(values)}")
+    return TrainingTrial(**{**values, "curve": tuple(tuple(point) for point in values["curve"])})

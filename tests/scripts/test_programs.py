@@ -1,0 +1,129 @@
+"""Real programs: that they know nothing of Loopwright, and that a contest ends, goes on and adds up."""
+
+import ast
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loopwright.agents.judging.statistics import SECONDS
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts import programs
+from loopwright.scripts.programs import Config, list_settings, main
+from loopwright.scripts.real_programs import program as listed
+from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
+from loopwright.scripts.real_programs.rivals import RIVALS, TUNED, CosineSetting
+from loopwright.scripts.real_programs.standing import SAMPLES, cut_at
+from loopwright.scripts.real_programs.trial import TrainingTrial, run_trial
+
+ROOT = Path(__file__).parents[2]
+SETTING = CosineSetting(3e-3, 0.01, 0.1)
+SMALL = "residual MLP, segments"
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_a_program_is_ordinary_pytorch(name: str) -> None:
+    program = get_program(name)
+    module = ROOT / "scripts/real_programs" / f"{program.module}.py"
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not any("loopwright" in name for name in names)
+    train, watched, judged = program.load_data()
+    assert len(watched[0]) == len(judged[0]) == program.judged
+    assert all(len(inputs) == len(labels) > 0 for inputs, labels in (train, watched, judged))
+    assert torch.equal(judged[0], program.load_data()[2][0])
+    model, again = program.build_model(3), program.build_model(3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert sum(p.numel() for p in model.parameters()) > 100_000
+    loss = program.compute_loss(model, next(draw_batches(train, program.batch_size, 0)))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert 0 < float(loss.detach()) < 5
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch, iterations: int = 40) -> None:
+    monkeypatch.setitem(listed.PROGRAMS, SMALL, replace(PROGRAMS[SMALL], iterations=iterations))
+
+
+@pytest.mark.filterwarnings("ignore:.*left as they are")
+@pytest.mark.parametrize("rival", list(RIVALS))
+def test_every_rival_trains(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    trial = run_trial(SMALL, rival, 0, "contest", SETTING, None, "core")
+    assert not trial.hit
+    assert trial.samples == 40 * 64
+    assert trial.seconds > 0
+    assert math.isfinite(trial.final_loss())
+    assert trial.final_loss() < trial.curve[0][2]
+
+
+def test_a_trial_ends_where_it_reaches_the_target_and_is_cut_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
+    whole = run_trial(SMALL, TUNED, 0, "target", SETTING, None, "core")
+    target = whole.curve[20][2]
+    ended = run_trial(SMALL, TUNED, 0, "contest", SETTING, target, "core")
+    cut = cut_at(whole, target)
+    assert (ended.hit, ended.samples) == (cut.hit, cut.samples)
+    assert [point[::2] for point in ended.curve] == [point[::2] for point in cut.curve]  # all but the seconds
+    assert cut.samples <= 20 * 64
+    assert 0 < cut.seconds < whole.seconds
+    assert cut.as_record(SECONDS).cost == cut.seconds
+    assert cut.as_record(SAMPLES).cost == cut.samples
+    missed = cut_at(whole, 0.0)
+    assert (missed.hit, missed.samples) == (False, whole.samples)
+
+
+@pytest.mark.filterwarnings("ignore:.*left as they are")
+def test_a_contest_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorten(monkeypatch, 32)
+    steered = "AdamW, steered"
+    monkeypatch.setattr(programs, "RIVALS", {name: RIVALS[name] for name in (TUNED, "AdamW, default", steered)})
+    monkeypatch.setattr("loopwright.scripts.real_programs.standing.RIVALS", programs.RIVALS)
+    config = Config(programs=(SMALL,), seeds=2, tuning=2, workers=1, folder=tmp_path)
+    assert main(config) == 0
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 2 + 2 + 2 * 2
+    page = (tmp_path / "README.md").read_text()
+    assert f"| {steered} |" in page
+    assert (tmp_path / "programs.png").stat().st_size > 10_000
+    (tmp_path / "trials.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:50])  # killed while writing
+    assert main(config) == 0
+    again = (tmp_path / "trials.jsonl").read_text().splitlines()
+    assert len(again) == len(lines)
+    without_time = [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "curve")} for line in again]
+    assert without_time[-2:] == [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "curve")} for line in lines[-2:]
+    ]
+    assert steered in capsys.readouterr().out
+    with pytest.raises(LoopwrightError, match=r"another contest \(tuning differ\)"):
+        main(replace(config, tuning=3))
+    (tmp_path / "trials.jsonl").write_text(lines[0] + '\n{"seed": 1}\n')
+    with pytest.raises(LoopwrightError, match="damaged: not a trial"):
+        main(config)
+
+
+def test_settings_begin_alike_and_stay_in_range() -> None:
+    few, many = list_settings(4), list_settings(20)
+    assert many[:4] == few
+    assert all(1e-4 <= s.lr <= 10**-1.5 and 1e-3 <= s.weight_decay <= 0.33 for s in many)
+    assert len({s.warm_up for s in many}) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"programs": ("chess",)}, "unknown program 'chess'"), ({"seeds": 0}, "seeds must be 1 or more, got 0")],
+)
+def test_what_a_contest_refuses(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(LoopwrightError, match=message):
+        main(replace(Config(folder=tmp_path), **change))  # type: ignore[arg-type]
+
+
+def test_trials_without_a_target_never_hit() -> None:
+    trial = TrainingTrial(SMALL, TUNED, 0, "tuning", {}, None, False, 1, 1.0, ((0, 0.0, 2.0), (1, 1.0, 1.0)))
+    assert not trial.hit
