@@ -11,6 +11,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,11 +23,12 @@ from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.results import write_whole
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.scripts.real_programs.program import PROGRAMS, get_program
-from loopwright.scripts.real_programs.rivals import RIVALS, TUNED, CosineSetting
+from loopwright.scripts.real_programs.rivals import RIVALS, STEERED, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import (
     compare_rivals,
     cut_at,
@@ -57,21 +59,27 @@ class Config:
     """Where trials, tables and the figure go."""
 
 
-Work = tuple[str, str, int, str, CosineSetting, float | None, str]  # the arguments of run_trial
+Work = tuple[str, str, int, str, CosineSetting, float | None, Policy | None]  # the arguments of run_trial
 
 
 def list_settings(count: int) -> list[CosineSetting]:
     """Quasi-random settings: learning rates from 1e-4 to 10^-1.5, decay from 1e-3 to 0.3, warm-up in half of them."""
-    points = SobolEngine(3, scramble=True, seed=0).draw(count).tolist()
+    points = SobolEngine(3, scramble=True, seed=0).draw(count).tolist()  # type: ignore[no-untyped-call]
     return [CosineSetting(10 ** (-4 + 2.5 * a), 10 ** (-3 + 2.5 * b), 0.1 if c > 0.5 else 0.0) for a, b, c in points]
 
 
-class Contest:
+def name_work(work: Work) -> tuple[object, ...]:
+    """The key of the trial that ``work`` makes."""
+    *which, setting, _, policy = work
+    return *which, "" if policy is None else policy.fingerprint, tuple(asdict(setting).values())
+
+
+class Race:
     """The trials of all stages, those that are there already and those that are missing."""
 
     def __init__(self, config: Config, programs: Sequence[str]) -> None:
-        policy = load_policy(config.policy)
-        header = {"policy": policy.fingerprint, "versions": read_versions(), "tuning": config.tuning}
+        self.policy = load_policy(config.policy)
+        header = {"versions": read_versions(), "tuning": config.tuning}
         header |= {"programs": {name: asdict(get_program(name)) for name in programs}}
         self.config, self.programs = config, programs
         self.file = TrialsFile(config.folder / "trials.jsonl", header)
@@ -82,7 +90,7 @@ class Contest:
     def do(self, purpose: str, work: Iterable[Work]) -> None:
         """Run what is missing of ``work``."""
         done = {trial.key for trial in self.file.trials}
-        left = [w for w in work if (w[3], w[0], w[1], w[2], tuple(asdict(w[4]).values())) not in done]
+        left = [w for w in work if name_work(w) not in done]
         parts = Parallel(n_jobs=self.config.workers, return_as="generator_unordered")(
             delayed(run_trial)(*own) for own in left
         )
@@ -90,8 +98,8 @@ class Contest:
             self.file.append([trial])
 
     def tune(self) -> None:
-        settings, policy = list_settings(self.config.tuning), self.config.policy
-        self.do("tuning", ((p, TUNED, TUNING_SEED, "tuning", s, None, policy) for p in self.programs for s in settings))
+        settings = list_settings(self.config.tuning)
+        self.do("tuning", ((p, TUNED, TUNING_SEED, "tuning", s, None, None) for p in self.programs for s in settings))
 
     def choose(self, program: str) -> CosineSetting:
         """The setting whose run ended lowest."""
@@ -101,11 +109,8 @@ class Contest:
         return CosineSetting(**min(tried, key=TrainingTrial.final_loss).setting)
 
     def aim(self) -> None:
-        seeds, policy = range(self.config.seeds), self.config.policy
-        self.do(
-            "target",
-            ((p, TUNED, seed, "target", self.choose(p), None, policy) for p in self.programs for seed in seeds),
-        )
+        seeds = range(self.config.seeds)
+        self.do("target", ((p, TUNED, n, "target", self.choose(p), None, None) for p in self.programs for n in seeds))
 
     def find_target(self, program: str) -> float:
         """The median of what the seeds have reached after a share of their runs."""
@@ -113,16 +118,17 @@ class Contest:
         return statistics.median(min(loss for at, _, loss in curve if at <= SHARE * curve[-1][0]) for curve in curves)
 
     def race(self) -> None:
-        seeds, policy = range(self.config.seeds), self.config.policy
+        """Those without a policy first: what they did stays when a policy is trained anew."""
+        steers = {rival: self.policy if STEERED in rival else None for rival in RIVALS if rival != TUNED}
         self.do("contest", (
             (p, rival, seed, "contest", self.choose(p), self.find_target(p), policy)
-            for seed in seeds for p in self.programs for rival in RIVALS if rival != TUNED
+            for rival, policy in steers.items() for seed in range(self.config.seeds) for p in self.programs
         ))  # fmt: skip
 
     def collect(self) -> list[TrainingTrial]:
         """A trial of every rival on every program and seed."""
         tuned = [cut_at(t, self.find_target(p)) for p in self.programs for t in self.find("target", p)]
-        raced = [t for p in self.programs for t in self.find("contest", p)]
+        raced = [t for p in self.programs for t in self.find("contest", p) if t.policy in ("", self.policy.fingerprint)]
         return [t for t in tuned + raced if t.seed < self.config.seeds]
 
 
@@ -132,16 +138,17 @@ def main(config: Config) -> int:
             raise LoopwrightError(f"{name} must be 1 or more, got {value}")
     torch.set_num_threads(1)
     programs = list(config.programs) or list(PROGRAMS)
-    contest = Contest(config, programs)
-    contest.tune()
-    contest.aim()
-    contest.race()
+    contest = Race(config, programs)
+    with closing(contest.file):
+        contest.tune()
+        contest.aim()
+        contest.race()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
     provenance = {"policy": config.policy, "seeds": config.seeds, "tuning": config.tuning}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
     draw_curves(trials, programs, 0).savefig(config.folder / "programs.png", dpi=110)
-    console = Console()
+    console = Console(width=max(150, Console().width))
     for table in tables:
         shown = Shown(*table.header, title=table.title)
         for row in table.rows:

@@ -100,12 +100,8 @@ def _find_most_changed(before: dict[str, float] | None, now: dict[str, float] | 
 
 
 def _describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    changed = [
-        f"{name} {_say_number(before[name])} -> {_say_number(after[name])}"
-        for name in after
-        if before[name] != after[name]
-    ]
-    return ", ".join(changed) or "-"
+    said = {name: (_say_number(before[name]), _say_number(after[name])) for name in after}
+    return ", ".join(f"{name} {old} -> {new}" for name, (old, new) in said.items() if old != new) or "-"
 
 
 def _say_number(value: Any) -> str:

@@ -13,8 +13,8 @@ from loopwright.envs.loop.plan import CHOICES
 if TYPE_CHECKING:
     from loopwright.agents.steering.steering import Steering
 
-CANDIDATES = 3  # drawn for each place in a batch, as in the environments
-HARD_FIRST, SHUFFLED = CHOICES["order"].index("hard-first"), CHOICES["order"].index("shuffled")
+_DRAWS = 3  # drawn for each place in a batch, as in the environments
+_HARD_FIRST, _SHUFFLED = CHOICES["order"].index("hard-first"), CHOICES["order"].index("shuffled")
 
 
 class SampleOrder(Sampler[list[int]]):
@@ -38,13 +38,13 @@ class SampleOrder(Sampler[list[int]]):
         shuffled = torch.randperm(len(self.losses), generator=self.generator)
         for number in range(len(self)):
             order = round(self._steering.read_in_force("order"))
-            if order == SHUFFLED:
+            if order == _SHUFFLED:
                 chosen = shuffled[number * self.batch_size : (number + 1) * self.batch_size]
             else:
-                shape = (CANDIDATES, self.batch_size)
+                shape = (_DRAWS, self.batch_size)
                 candidates = torch.randint(len(self.losses), shape, generator=self.generator)
                 losses = self.losses[candidates]
-                scores = torch.where(losses.isinf(), losses, losses if order == HARD_FIRST else -losses)
+                scores = torch.where(losses.isinf(), losses, losses if order == _HARD_FIRST else -losses)
                 chosen = candidates.gather(0, scores.argmax(dim=0, keepdim=True))[0]
             self.drawn.append(chosen)
             yield chosen.tolist()
@@ -74,6 +74,11 @@ class SteeredLoader(DataLoader[Any]):
             yield batch
             for _ in range(round(self._steering.read_in_force("echo")) - 1):
                 yield batch
+
+    @property
+    def fields(self) -> set[str]:
+        """The plan's fields that it follows."""
+        return {"echo", "order"} if self.by_loss else {"echo"}
 
     def take_losses(self, losses: torch.Tensor) -> None:
         """The losses of the samples handed out last, ``[batch_size]``."""

@@ -5,11 +5,13 @@ Sgd, adamw, sinkgd and muon in one, between which it can be switched; batches th
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from loopwright.agents.steering.stopwatch import time_rules
 from loopwright.envs.loop.errors import LoopwrightError
@@ -50,7 +52,7 @@ class PlanOptimizer(Optimizer):
         clip: float = math.inf,
     ) -> None:
         plan = LoopPlan(rule, lr, momentum, second_momentum, weight_decay, clip, batch)
-        self._hooks_before: list[UpdateHook] = []
+        self._hooks_before: dict[int, UpdateHook] = OrderedDict()
         self._wanted: tuple[Any, ...] | None
         self._plan, self._wanted, self.updated = plan, None, False
         defaults = {
@@ -59,9 +61,11 @@ class PlanOptimizer(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def register_update_hook(self, hook: UpdateHook) -> None:
+    def register_update_hook(self, hook: UpdateHook) -> RemovableHandle:
         """``hook(parameters, gradients, momenta)`` is called before every update, with the mean gradients unclipped."""
-        self._hooks_before.append(hook)
+        handle = RemovableHandle(self._hooks_before)
+        self._hooks_before[handle.id] = hook
+        return handle
 
     def share(self, **values: Any) -> None:
         """Set ``rule``, ``batch`` or ``clip`` for all groups."""
@@ -84,7 +88,7 @@ class PlanOptimizer(Optimizer):
         self._prepare(flat)
         gradients = self._gather(flat, count)
         if self.updated and flat:
-            for hook in self._hooks_before:
+            for hook in self._hooks_before.values():
                 hook(flat, gradients, [self.state[p]["momentum"] for p in flat])
             self._clip(gradients, first["clip"])
             begin = 0

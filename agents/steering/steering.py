@@ -34,7 +34,6 @@ from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
-LEAVE = ("arithmetic", "_xp")  # what the observer uses, but does not remember
 _ATTACHED = "_loopwright_steering"
 
 
@@ -90,10 +89,9 @@ class Steering:
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         settings = self.policy.training.get("settings", {})
         self.every = every or int(settings.get("ticks_per_decision", 16))
-        if steps is not None and steps < 1:
-            raise LoopwrightError(f"steps must be 1 or more, or None where it is open; got {steps}")
-        if guard < 0:
-            raise LoopwrightError(f"guard must be 0 or more, got {guard}")
+        for name, value, least in (("steps", steps, 1), ("guard", guard, 0)):
+            if value is not None and value < least:
+                raise LoopwrightError(f"{name} must be {least} or more, got {value}")
         self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
@@ -121,19 +119,23 @@ class Steering:
         self._seen = self._observe(None, restored=False)
         self._watch = UpdateWatch()
         self._begin_decision()
+        self._begun = False
+        self._hook()
+        setattr(optimizer, _ATTACHED, self)
+
+    def _hook(self) -> None:
+        """Hang on to the optimizer."""
+        optimizer = self.groups.optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._after_update),
         ]
-        self._begun = False
         if self.groups.whole is not None:
-            self.groups.whole.register_update_hook(self._look_at_update)
-        setattr(optimizer, _ATTACHED, self)
+            self._hooks.append(self.groups.whole.register_update_hook(self._look_at_update))
 
     def _find_steered(self) -> list[bool]:
         """Of each knob of the policy, whether there is something it moves."""
-        loader = self._loader
-        loaded = set() if loader is None else {"echo", "order"} if loader.by_loss else {"echo"}
+        loaded = set() if self._loader is None else self._loader.fields
         return [knob.field in self.groups.settable | loaded for knob in self.policy.knobs.knobs]
 
     def _say_what_is_off(self) -> None:
@@ -364,7 +366,7 @@ class Steering:
             "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control,
             "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
-            "observer": save_memory(self._observer, LEAVE),
+            "observer": save_memory(self._observer, ("arithmetic", "_xp")),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
         }  # fmt: skip

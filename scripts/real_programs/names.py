@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
-LENGTH = 12
+LONGEST = 12
 SYMBOLS = "." + string.ascii_lowercase  # a point before and after a name
 
 
@@ -28,7 +28,7 @@ def load_names() -> tuple[torch.Tensor, torch.Tensor]:
     """Names padded with points, and for each letter the one that follows."""
     lists = [FREQUENCY_LISTS[name] for name in ("female_names", "male_names", "surnames")]
     names = list(dict.fromkeys(name for names in lists for name in names if name.isalpha() and name.isascii()))
-    names = [name.lower() for name in names if len(name) < LENGTH]
+    names = [name.lower() for name in names if len(name) < LONGEST]
     code = {symbol: number for number, symbol in enumerate(SYMBOLS)}
-    tokens = torch.tensor([[code[symbol] for symbol in f".{name}".ljust(LENGTH + 1, ".")] for name in names])
+    tokens = torch.tensor([[code[symbol] for symbol in f".{name}".ljust(LONGEST + 1, ".")] for name in names])
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

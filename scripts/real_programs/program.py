@@ -1,5 +1,6 @@
 """The programs: data, model, loss, and how long each is trained."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -46,11 +47,12 @@ class Program:
         value: Callable[..., torch.Tensor] = getattr(found, name)
         return value
 
+    @functools.cache  # noqa: B019 - a handful of programs, for as long as the process lives
     def load_data(self) -> tuple[Batch, Batch, Batch]:
         """To train on, to watch while training, and to judge by; always the same division."""
         inputs, labels = self._find(self.load)()
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-        judged, watched, rest = order.split([self.judged, self.judged, len(order) - 2 * self.judged])
+        judged, watched, rest = order.tensor_split((self.judged, 2 * self.judged))
         return (inputs[rest], labels[rest]), (inputs[watched], labels[watched]), (inputs[judged], labels[judged])
 
     def build_model(self, seed: int) -> nn.Module:
@@ -78,7 +80,7 @@ PROGRAMS = {
         Program("conv net, MNIST-5k", "convnet", "load_digits", "build_convnet", "classify", 64, 300, 500, "image"),
         Program("residual MLP, segments", "residual_mlp", "load_segments", "build_residual_mlp", "classify",
                 64, 400, 300, "tabular", "convnet"),
-        Program("transformer, speeches", "transformer", "load_speeches", "Transformer", "predict_letters",
+        Program("transformer, speeches", "transformer", "load_speeches", "LetterTransformer", "predict_letters",
                 8, 240, 64, "text"),
         Program("GRU, names", "names", "load_names", "Speller", "predict_letters", 64, 400, 512, "text", "transformer"),
         Program("1-D conv net, leaves", "series", "load_leaves", "build_series_net", "classify",

@@ -4,7 +4,7 @@ import torch
 from river.datasets import ImageSegments
 from torch import nn
 
-WIDTH, BLOCKS = 256, 4
+HIDDEN, BLOCKS = 256, 4
 
 
 class ResidualBlock(nn.Module):
@@ -13,7 +13,7 @@ class ResidualBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.change = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(0.1), nn.Linear(WIDTH, WIDTH)
+            nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Dropout(0.1), nn.Linear(HIDDEN, HIDDEN)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
 
 
 def load_segments() -> tuple[torch.Tensor, torch.Tensor]:
-    rows = list(ImageSegments())
+    rows = list(ImageSegments())  # type: ignore[no-untyped-call]
     inputs = torch.tensor([list(measured.values()) for measured, _ in rows], dtype=torch.float32)
     kinds = sorted({kind for _, kind in rows})
     inputs = (inputs - inputs.mean(dim=0)) / inputs.std(dim=0).clamp(min=1e-6)
@@ -31,4 +31,4 @@ def load_segments() -> tuple[torch.Tensor, torch.Tensor]:
 
 def build_residual_mlp() -> nn.Module:
     """535 thousand parameters."""
-    return nn.Sequential(nn.Linear(18, WIDTH), *(ResidualBlock() for _ in range(BLOCKS)), nn.Linear(WIDTH, 7))
+    return nn.Sequential(nn.Linear(18, HIDDEN), *(ResidualBlock() for _ in range(BLOCKS)), nn.Linear(HIDDEN, 7))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 
 from loopwright.agents.controllers.optimizers import LIBRARY_OPTIMIZERS
+from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.schedules import make_cosine
 from loopwright.agents.steering.optimizer import optimizer as make_plan_optimizer
 from loopwright.agents.steering.steering import Steering, attach
@@ -65,7 +67,7 @@ class Launch:
     Attributes:
         model, iterations, samples, batch_size: what is to be trained, for how long, on how many samples.
         setting: what tuning chose.
-        policy: a policy's name or file.
+        policy: steers what is steered.
     """
 
     model: nn.Module
@@ -73,7 +75,7 @@ class Launch:
     samples: int
     batch_size: int
     setting: CosineSetting
-    policy: str = "core"
+    policy: Policy | None = None
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,21 +119,21 @@ def drive_whole(launch: Launch, factor: float) -> Driver:
 
 
 def _steer(launch: Launch, optimizer: torch.optim.Optimizer) -> Steering:
+    assert launch.policy is not None
     return attach(
         optimizer, launch.policy, steps=launch.iterations, samples=launch.samples, batch_size=launch.batch_size
     )
 
 
+STEERED = "steered"  # in the name of who is
+
 RIVALS: dict[str, Callable[[Launch], Driver]] = {
-    TUNED: lambda launch: drive_cosine(launch, 1.0),
+    TUNED: partial(drive_cosine, factor=1.0),
     "AdamW, default": drive_default,
     "Schedule-Free AdamW": drive_schedule_free,
     "Prodigy": drive_prodigy,
     "Muon": drive_muon,
-    **{f"AdamW + cosine{how}": lambda launch, factor=factor: drive_cosine(launch, factor)
-       for how, factor in FACTORS.items() if how},
-    **{f"AdamW, steered{how}": lambda launch, factor=factor: drive_attached(launch, factor)
-       for how, factor in FACTORS.items()},
-    **{f"loopwright.optimizer, steered{how}": lambda launch, factor=factor: drive_whole(launch, factor)
-       for how, factor in FACTORS.items()},
-}  # fmt: skip
+    **{f"AdamW + cosine{how}": partial(drive_cosine, factor=factor) for how, factor in FACTORS.items() if how},
+    **{f"AdamW, steered{how}": partial(drive_attached, factor=factor) for how, factor in FACTORS.items()},
+    **{f"loopwright.optimizer, steered{how}": partial(drive_whole, factor=factor) for how, factor in FACTORS.items()},
+}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
@@ -30,6 +31,7 @@ class TrainingTrial:
     Attributes:
         program, rival, seed: which run it is.
         purpose: "tuning", "target" or "contest".
+        policy: fingerprint of the one that steered, empty where none did.
         setting: the cosine's that was used.
         target: the loss it had to reach, None where it had none.
         hit: whether it did; it then ended there.
@@ -41,6 +43,7 @@ class TrainingTrial:
     rival: str
     seed: int
     purpose: str
+    policy: str
     setting: dict[str, float]
     target: float | None
     hit: bool
@@ -50,7 +53,7 @@ class TrainingTrial:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.purpose, self.program, self.rival, self.seed, tuple(self.setting.values())
+        return self.program, self.rival, self.seed, self.purpose, self.policy, tuple(self.setting.values())
 
     def final_loss(self) -> float:
         return self.curve[-1][2]
@@ -72,9 +75,12 @@ def judge_model(program: Program, model: nn.Module, data: Batch) -> float:
 
 
 def run_trial(
-    name: str, rival: str, seed: int, purpose: str, setting: CosineSetting, target: float | None, policy: str
+    name: str, rival: str, seed: int, purpose: str, setting: CosineSetting, target: float | None, policy: Policy | None
 ) -> TrainingTrial:
-    """Train the program ``name``, in one thread, until it reaches the ``target`` or its iterations are over."""
+    """Train the program ``name``, in one thread, until it reaches the ``target`` or its iterations are over.
+
+    ``policy`` steers those that are steered.
+    """
     torch.set_num_threads(1)
     program = get_program(name)
     data, watched, judged = program.load_data()
@@ -95,14 +101,26 @@ def run_trial(
             with driver.judged():
                 driver.steering.validate(judge_model(program, model, next(looked_at)))
         loss_now = program.compute_loss(model, batch)
-        loss_now.backward()
+        loss_now.backward()  # type: ignore[no-untyped-call]
         driver.step(loss_now)
         for optimizer in driver.update.optimizers:
             optimizer.zero_grad()
         seconds += time.process_time() - begun
     hit = target is not None and curve[-1][2] <= target
     samples = curve[-1][0] * program.batch_size
-    return TrainingTrial(name, rival, seed, purpose, asdict(setting), target, hit, samples, seconds, tuple(curve))
+    return TrainingTrial(
+        name,
+        rival,
+        seed,
+        purpose,
+        "" if policy is None else policy.fingerprint,
+        asdict(setting),
+        target,
+        hit,
+        samples,
+        seconds,
+        tuple(curve),
+    )
 
 
 class TrialsFile:

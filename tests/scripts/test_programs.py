@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts import programs
 from loopwright.scripts.programs import Config, list_settings, main
 from loopwright.scripts.real_programs import program as listed
 from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
-from loopwright.scripts.real_programs.rivals import RIVALS, TUNED, CosineSetting
+from loopwright.scripts.real_programs.rivals import RIVALS, STEERED, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import SAMPLES, cut_at
 from loopwright.scripts.real_programs.trial import TrainingTrial, run_trial
 
@@ -53,7 +54,7 @@ def shorten(monkeypatch: pytest.MonkeyPatch, iterations: int = 40) -> None:
 @pytest.mark.parametrize("rival", list(RIVALS))
 def test_every_rival_trains(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
-    trial = run_trial(SMALL, rival, 0, "contest", SETTING, None, "core")
+    trial = run_trial(SMALL, rival, 0, "contest", SETTING, None, load_policy("core") if STEERED in rival else None)
     assert not trial.hit
     assert trial.samples == 40 * 64
     assert trial.seconds > 0
@@ -63,9 +64,9 @@ def test_every_rival_trains(rival: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_trial_ends_where_it_reaches_the_target_and_is_cut_there(monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
-    whole = run_trial(SMALL, TUNED, 0, "target", SETTING, None, "core")
+    whole = run_trial(SMALL, TUNED, 0, "target", SETTING, None, None)
     target = whole.curve[20][2]
-    ended = run_trial(SMALL, TUNED, 0, "contest", SETTING, target, "core")
+    ended = run_trial(SMALL, TUNED, 0, "contest", SETTING, target, None)
     cut = cut_at(whole, target)
     assert (ended.hit, ended.samples) == (cut.hit, cut.samples)
     assert [point[::2] for point in ended.curve] == [point[::2] for point in cut.curve]  # all but the seconds
@@ -125,5 +126,5 @@ def test_what_a_contest_refuses(change: dict[str, object], message: str, tmp_pat
 
 
 def test_trials_without_a_target_never_hit() -> None:
-    trial = TrainingTrial(SMALL, TUNED, 0, "tuning", {}, None, False, 1, 1.0, ((0, 0.0, 2.0), (1, 1.0, 1.0)))
+    trial = TrainingTrial(SMALL, TUNED, 0, "tuning", "", {}, None, False, 1, 1.0, ((0, 0.0, 2.0), (1, 1.0, 1.0)))
     assert not trial.hit

@@ -59,7 +59,7 @@ class HuggingFaceSteering(TrainerCallback):
         saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STEERING_FILE
         if state.global_step and saved.is_file():
             self.steering.load_state_dict(torch.load(saved, weights_only=True))
-        self.trainer.compute_loss = self._compute_loss
+        self.trainer.compute_loss = self._compute_loss  # type: ignore[method-assign]
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         found = self._compute(*args, **kwargs)
@@ -93,7 +93,7 @@ class HuggingFaceSteering(TrainerCallback):
         if self.steering is not None:
             self.steering.detach()
             args.max_grad_norm = self._clip
-            self.trainer.compute_loss = self._compute
+            self.trainer.compute_loss = self._compute  # type: ignore[method-assign]
 
 
 def find_inner(optimizer: Any) -> Optimizer:
