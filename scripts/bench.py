@@ -12,7 +12,8 @@ the matrix products of one step, batched over the lanes; JAX is there if it is i
 MLP of 4 hidden layers of 1024, batch 256, in one thread, where arithmetic dominates. guard: learning rates log-uniform
 in [1e-6, 1e3], then random actions on all knobs. looking: decisions of 16 updates by fused AdamW with clipping and
 averaged weights, on that MLP and on one of a million parameters at batch 64, in one thread; the look at the control
-split stands apart, as it does in the cost.
+split stands apart, as it does in the cost; then a policy attached to a loop of one's own (AdamW, that MLP and one of
+ten million parameters), which leaves the plan alone.
 """
 
 import json
@@ -27,7 +28,7 @@ from rich.table import Table
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts.benchmarks import measure_costs, measure_engine, measure_imports, run_wild
-from loopwright.scripts.looking import measure_looking
+from loopwright.scripts.looking import measure_attached, measure_looking
 from loopwright.scripts.run import run
 
 NAMES = {
@@ -76,27 +77,35 @@ def main(config: Config) -> None:
         print_rows("wild runs", [guarded, {"guard": "off", **run_wild(0)}], config.json)
         return
     if config.what == "looking":
-        print_rows("what looking adds to a plain loop, in % of its time", measure_looking(config.seconds), config.json)
+        found = {"looking": measure_looking(config.seconds), "attached": measure_attached(config.seconds)}
+        if config.json:
+            print(json.dumps(found))
+            return
+        print_rows("what looking adds to a plain loop, in % of its time", found["looking"], False)
+        print_rows("what attaching adds to a loop of one's own, in % of its time; copies of the gradient that it keeps",
+                   found["attached"], False)  # fmt: skip
         return
     if config.what == "import":
         print_rows("seconds to import", measure_imports(), config.json)
         return
-    found = measure_engine(config.lanes, config.seconds)
+    speeds = measure_engine(config.lanes, config.seconds)
     if config.json:
-        ratios = {"compiled_over_plain": found.get("lanes_compiled", 0) / found["plain_loop"],
-                  "compiled_over_limit": found.get("lanes_compiled", 0) / found["matmul_limit"]}  # fmt: skip
+        ratios = {"compiled_over_plain": speeds.get("lanes_compiled", 0) / speeds["plain_loop"],
+                  "compiled_over_limit": speeds.get("lanes_compiled", 0) / speeds["matmul_limit"]}  # fmt: skip
         print(
-            json.dumps({"lanes": config.lanes, "threads": torch.get_num_threads(), "steps_per_second": found, **ratios})
+            json.dumps(
+                {"lanes": config.lanes, "threads": torch.get_num_threads(), "steps_per_second": speeds, **ratios}
+            )
         )
         return
     table = Table(title=f"inner steps per second, {config.lanes} lanes, {torch.get_num_threads()} threads")
     for heading in ("", "steps/s", "x plain loop", "of the limit"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, what in NAMES.items():
-        if name in found:
-            value = found[name]
+        if name in speeds:
+            value = speeds[name]
             table.add_row(
-                what, f"{value:,.0f}", f"{value / found['plain_loop']:.1f}", f"{value / found['matmul_limit']:.0%}"
+                what, f"{value:,.0f}", f"{value / speeds['plain_loop']:.1f}", f"{value / speeds['matmul_limit']:.0%}"
             )
     Console().print(table)
 

@@ -1,15 +1,18 @@
 """What ``loopwright bench --what looking`` measures: a controller's own work, beside the plain loop it steers."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.steering.steering import attach
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.loop.averages import Floats
@@ -83,3 +86,82 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
         "parameters": str(parameters), "batch": str(microbatch), "decision_us": 1e6 * middle["decision"], **shares,
         "together": sum(shares.values()), "look": 100 * middle["look"] / middle["decision"],
     }  # fmt: skip
+
+
+def measure_attached(seconds: float) -> list[dict[str, float | str]]:
+    """What ``attach`` adds to an ordinary loop, in % of its time, and what it keeps, in copies of the gradient."""
+    with limit_threads(1):
+        return [
+            _measure_attached(sizes, batch, seconds) for sizes, batch in (((64, 32, 32, 10), 16), (_TEN_MILLION, 64))
+        ]
+
+
+_TEN_MILLION = (1024, 2048, 2048, 1792, 10)
+
+
+class _OwnLoop:
+    """A loop that a user would write, with a policy attached that leaves the plan alone, or without."""
+
+    def __init__(self, sizes: Sequence[int], batch: int, attached: bool) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+            self.inputs, self.labels = torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
+        self.model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
+        self.steering = attach(self.optimizer, _make_still_policy(), prices=None) if attached else None
+
+    def run(self) -> None:
+        for _ in range(UPDATES):
+            loss = nn.functional.cross_entropy(self.model(self.inputs), self.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.steering is not None:
+                self.steering.step(loss)
+
+
+def _make_still_policy() -> Policy:
+    knobs = KnobSet("core")
+    network = build_network([len(OBSERVATION_NAMES), 128, 128, sum(knobs.choices)], "tanh")
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.zero_()
+        starts = np.cumsum([0, *knobs.choices[:-1]])
+        last.bias[[int(start) + knob.still for start, knob in zip(starts, knobs.knobs, strict=True)]] = 50.0
+    return Policy(network, knobs, PLAN)
+
+
+def _measure_attached(sizes: Sequence[int], batch: int, seconds: float) -> dict[str, float | str]:
+    bare, attached = (_OwnLoop(sizes, batch, steered) for steered in (False, True))
+    taken: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 4 * SNAPSHOT_EVERY:
+        times = []
+        for loop in (bare, attached):
+            start = time.perf_counter()
+            loop.run()
+            times.append(time.perf_counter() - start)
+        taken.append((times[0], times[1]))
+    added = np.array([b - a for a, b in taken[-(len(taken) // SNAPSHOT_EVERY) * SNAPSHOT_EVERY :]])
+    # Every so many decisions one takes a snapshot: what it costs is spread over all of them.
+    each = float(np.mean(np.sort(np.median(added.reshape(-1, SNAPSHOT_EVERY), axis=0))))
+    parameters = sum(p.numel() for p in bare.model.parameters())
+    assert attached.steering is not None
+    state = attached.steering.state_dict()
+    decision = median(a for a, _ in taken)
+    return {
+        "parameters": str(parameters), "batch": str(batch), "decision_us": 1e6 * decision,
+        "attached": 100 * each / decision, "statistics_copies": _count_numbers(state["probe"]) / parameters,
+        "snapshot_copies": _count_numbers(state["guard"]["snapshots"]) / parameters,
+    }  # fmt: skip
+
+
+def _count_numbers(found: Any) -> int:
+    """How many numbers the tensors have that are anywhere in nested containers."""
+    if isinstance(found, torch.Tensor):
+        return found.numel()
+    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    return sum(_count_numbers(own) for own in inside)

@@ -14,6 +14,9 @@ from loopwright.envs.loop.plan import PLAN_FIELDS
 from loopwright.envs.loop.telemetry import Statistics, Telemetry
 
 
+GUARDED = ("loss", "log_gradient_norm")  # all that the guard reads of a decision's telemetry
+
+
 class LoopGuard:
     """The environments' guard for the one loop whose updates ``optimizer`` makes; it may step in ``limit`` times."""
 
@@ -32,8 +35,8 @@ class LoopGuard:
 
     def watch(self, statistics: Statistics, telemetry: Telemetry, plan: Mapping[str, float]) -> tuple[int, bool]:
         """A verdict on what was measured under ``plan``, and whether it gives up; what it restores is restored."""
-        rows = np.array([[plan[name]] for name in PLAN_FIELDS], np.float32)
-        columns = {name: np.array([value], np.float32) for name, value in telemetry.items()}
+        rows = np.array([plan[name] for name in PLAN_FIELDS], np.float32)[:, None]
+        columns = {name: np.array([telemetry[name]], np.float32) for name in GUARDED}
         verdicts, given_up = self._guard.watch(statistics.finite, columns, rows)
         return int(verdicts[0]), bool(given_up[0])
 

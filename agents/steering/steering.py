@@ -25,7 +25,7 @@ from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.stopwatch import Stopwatch
-from loopwright.agents.steering.watch import UpdateWatch, find_scale
+from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS
@@ -158,7 +158,9 @@ class Steering:
             return
         if self._loader is not None:
             self._loader.take_losses(torch.as_tensor(loss))
-        self._losses.append(loss.detach().mean() if isinstance(loss, torch.Tensor) else torch.tensor(float(loss)))
+        if not isinstance(loss, torch.Tensor):
+            loss = torch.tensor(float(loss))
+        self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
         if self._ticks >= self.every:
             self._decide()
         if self._stopwatch is not None and self._ticks >= self.every - WINDOW:
@@ -245,7 +247,6 @@ class Steering:
         self._prepare(optimizer)
         watch.begin()
 
-    @torch.no_grad()
     def _prepare(self, optimizer: Optimizer) -> None:
         """Measure and clip what the optimizer is about to use."""
         if len(optimizer.param_groups) != self.groups.count:
@@ -260,13 +261,12 @@ class Steering:
             return  # it says by itself when it makes an update, and clips it
         measures = self._ticks >= self.every - WINDOW
         clips = self.plan["clip"] < math.inf and not self.advise
-        if not (measures or clips):
-            return
-        parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
-        if measures and parameters:
-            self._watch.measure_held(self.groups, parameters, scale)
-        if clips and parameters:
-            torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
+        if measures or clips:
+            parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
+            if measures and parameters:
+                self._watch.measure_held(self.groups, parameters, scale)
+            if clips and parameters:
+                torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
 
     def _look_at_update(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
@@ -292,7 +292,7 @@ class Steering:
     # Between updates
 
     def _decide(self) -> None:
-        losses = torch.stack([loss.float().cpu() for loss in self._losses]).tolist()
+        losses = read_numbers(self._losses)
         squares = sum(loss * loss for loss in losses)
         sums = [float(len(losses)), float(len(losses)), sum(losses), squares, float(self._count)]
         statistics = Statistics(np.array(sums)[:, None], self._watch.read())

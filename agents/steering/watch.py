@@ -1,5 +1,6 @@
 """UpdateWatch: the gradient statistics of some updates of a user's loop."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class UpdateWatch:
             self._probe.begin()
         self._probe.measure(gradients, momenta, parameters)
 
+    @torch.no_grad()
     def measure_held(self, groups: Groups, parameters: _Tensors, scale: float) -> None:
         """The same for gradients that the parameters hold, ``scale`` times as large as they are."""
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -50,6 +52,14 @@ class UpdateWatch:
         if state is not None:
             self._parameters, self._probe = parameters, Probe(parameters)
             self._probe.load_state_dict(state)
+
+
+def read_numbers(found: Sequence[torch.Tensor]) -> list[float]:
+    """The numbers in tensors without dimensions, which may lie on several devices."""
+    alike = len({(each.device, each.dtype) for each in found}) == 1
+    stacked = torch.stack(list(found)) if alike else torch.stack([each.cpu().double() for each in found])
+    numbers: list[float] = stacked.tolist()
+    return numbers
 
 
 def find_scale(optimizer: Optimizer) -> float:
