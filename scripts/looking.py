@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.policy import Policy, build_network
-from loopwright.agents.steering.steering import attach
+from loopwright.agents.steering.attach import attach
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.loop.averages import Floats

@@ -5,23 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch.optim import Optimizer
 
-from loopwright.agents.steering.snapshots import LoopSnapshot
+from loopwright.agents.steering.snapshots import Slots
 from loopwright.envs.loop.guard import Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.plan import PLAN_FIELDS
 from loopwright.envs.loop.telemetry import Statistics, Telemetry
 
-
 GUARDED = ("loss", "log_gradient_norm")  # all that the guard reads of a decision's telemetry
 
 
 class LoopGuard:
-    """The environments' guard for the one loop whose updates ``optimizer`` makes; it may step in ``limit`` times."""
+    """The environments' guard for one loop, with room for two states of it; it may step in ``limit`` times."""
 
-    def __init__(self, optimizer: Optimizer, limit: int) -> None:
-        self._slots = LoopSnapshot(optimizer), LoopSnapshot(optimizer)
+    def __init__(self, slots: Slots, limit: int) -> None:
+        self._slots = slots
         self._guard = Guard(self._slots, 1, limit)
 
     def begin(self) -> None:

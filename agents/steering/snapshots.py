@@ -1,12 +1,16 @@
-"""What a steered loop can be brought back to: a copy of the weights and of the optimizer's state."""
+"""What a steered loop can be brought back to: a copy of the weights and of the optimizer's state, or the user's own."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from loopwright.envs.loop.averages import Mask
+from loopwright.envs.loop.errors import LoopwrightError
+
+SlotFunction = Callable[[int], None]
 
 
 class LoopSnapshot:
@@ -64,3 +68,46 @@ class LoopSnapshot:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._weights, self._state = list(state["weights"]), list(state["state"])
+
+
+class OwnSnapshot:
+    """One stored state that the user's functions ``save`` and ``restore``, as number ``slot``.
+
+    Raises ``LoopwrightError`` where they fail.
+    """
+
+    def __init__(self, functions: tuple[SlotFunction, SlotFunction], slot: int) -> None:
+        self._functions, self._slot = functions, slot
+
+    def _call(self, which: int) -> None:
+        try:
+            self._functions[which](self._slot)
+        except Exception as problem:
+            verb = ("saved", "restored")[which]
+            raise LoopwrightError(f"the snapshot in slot {self._slot} could not be {verb}: {problem}") from problem
+
+    def save(self, chosen: Mask) -> None:
+        """Store the present state, if ``chosen [1]``."""
+        if chosen[0]:
+            self._call(0)
+
+    def restore(self, chosen: Mask) -> None:
+        """Go back to what was stored, if ``chosen [1]``."""
+        if chosen[0]:
+            self._call(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What was stored is the user's, and lies where they have put it."""
+
+
+Slots = tuple[LoopSnapshot | OwnSnapshot, LoopSnapshot | OwnSnapshot]
+
+
+def make_slots(optimizer: Optimizer, functions: tuple[SlotFunction, SlotFunction] | None) -> Slots:
+    """Room for two states of a loop."""
+    if functions is None:
+        return LoopSnapshot(optimizer), LoopSnapshot(optimizer)
+    return OwnSnapshot(functions, 0), OwnSnapshot(functions, 1)

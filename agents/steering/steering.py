@@ -1,4 +1,4 @@
-"""attach: a controller steers a user's own training loop, through hooks of its optimizer.
+"""Steering: a controller steers a user's own training loop, through hooks of its optimizer.
 
 A decision is taken every so many updates, from the same statistics, by the same observation and the same policy as in
 the environments. What it may set is what the optimizer has: ``groups`` says how each holds it.
@@ -24,6 +24,7 @@ from loopwright.agents.steering.limits import check_limits, follow_first, keep_w
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.record import SteeringRecord
+from loopwright.agents.steering.snapshots import SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import Stopwatch
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.context import Context, check_prices
@@ -34,6 +35,7 @@ from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
+UNHEARD = 1000  # losses without an update: more than anybody accumulates, or a GradScaler skips
 _ATTACHED = "_loopwright_steering"
 
 
@@ -51,6 +53,8 @@ class Steering:
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
+        snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights
+            and optimizer state in memory.
         prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
             time in the first decision; decisions then hang on it, and a second run may differ. None: it is not told.
         advise: only say what would be done (``plan``, and in the ledger), change nothing.
@@ -80,6 +84,7 @@ class Steering:
         clip: float = math.inf,
         limits: Mapping[str, tuple[float, float]] | None = None,
         guard: int = 3,
+        snapshots: tuple[SlotFunction, SlotFunction] | None = None,
         prices: Mapping[str, float] | str | None = "measured",
         advise: bool = False,
         ledger: Path | str | None = None,
@@ -111,7 +116,7 @@ class Steering:
         ).without([] if samples and batch_size else ["size"])  # fmt: skip
         self._observer.begin([0], np.ones(1), [self._context])
         self._begin_prices(prices)
-        self._guard = LoopGuard(optimizer, guard) if guard else None
+        self._guard = LoopGuard(make_slots(optimizer, snapshots), guard) if guard else None
         if self._guard is not None and not advise:
             self._guard.begin()
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
@@ -163,6 +168,11 @@ class Steering:
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
         if self._ticks >= self.every:
             self._decide()
+        elif len(self._losses) >= UNHEARD + self._ticks:
+            raise LoopwrightError(
+                f"{len(self._losses)} losses and {self._ticks} updates: is it another optimizer that makes them? "
+                f"attach to that one, and detach() from this"
+            )
         if self._stopwatch is not None and self._ticks >= self.every - WINDOW:
             self._stopwatch.begin()
 
@@ -387,14 +397,3 @@ class Steering:
         if state["prices"] is not None:
             self._tell_prices(state["prices"])
         self._watch.load_state_dict(state["probe"], list(self.groups.parameters))
-
-
-def attach(
-    optimizer: Optimizer, policy: Policy | Path | str = "core", steps: int | None = None, **options: Any
-) -> Steering:
-    """Let a policy steer the loop whose updates ``optimizer`` makes: two lines in a loop of one's own.
-
-    ``steering = loopwright.attach(optimizer, steps=10_000)`` before it, and in it, after ``optimizer.step()``,
-    ``steering.step(loss)``. For arguments and errors see ``Steering``.
-    """
-    return Steering(optimizer, policy, steps, **options)

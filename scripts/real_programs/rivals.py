@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from loopwright.agents.controllers.optimizers import LIBRARY_OPTIMIZERS
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.schedules import make_cosine
+from loopwright.agents.steering.attach import attach
 from loopwright.agents.steering.optimizer import optimizer as make_plan_optimizer
-from loopwright.agents.steering.steering import Steering, attach
+from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.controller import LibraryUpdate
 from loopwright.envs.loop.extras import import_extra
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
     from loopwright.agents.judging.runner import run_controller
+    from loopwright.agents.steering.attach import attach
     from loopwright.agents.steering.callbacks.huggingface import HuggingFaceSteering as HuggingFaceSteering
     from loopwright.agents.steering.callbacks.lightning import LightningSteering as LightningSteering
     from loopwright.agents.steering.optimizer import PlanOptimizer, optimizer
-    from loopwright.agents.steering.steering import Steering, attach
+    from loopwright.agents.steering.steering import Steering
     from loopwright.agents.training.config import TrainingConfig
     from loopwright.agents.training.extraction import extract_policy
     from loopwright.agents.training.trainer import train
@@ -48,7 +49,8 @@ _MODULES = {
     "agents.steering.callbacks.huggingface": ("HuggingFaceSteering",),
     "agents.steering.callbacks.lightning": ("LightningSteering",),
     "agents.steering.optimizer": ("PlanOptimizer", "optimizer"),
-    "agents.steering.steering": ("Steering", "attach"),
+    "agents.steering.attach": ("attach",),
+    "agents.steering.steering": ("Steering",),
     "agents.judging.runner": ("run_controller",),
     "agents.training.config": ("TrainingConfig",),
     "agents.training.extraction": ("extract_policy",),

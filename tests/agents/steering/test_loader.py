@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.steering.attach import attach
 from loopwright.agents.steering.loader import SteeredLoader
-from loopwright.agents.steering.steering import Steering, attach
+from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES

@@ -16,10 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.steering.attach import attach
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.optimizer import PlanOptimizer
 from loopwright.agents.steering.optimizer import optimizer as make_optimizer
-from loopwright.agents.steering.steering import Steering, attach
+from loopwright.agents.steering.steering import Steering
 from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.weights import draw_weights
@@ -243,6 +244,59 @@ def test_after_too_many_interventions_the_users_settings_hold_again() -> None:
     loop.run(32, 128)
     assert steering.decisions == decisions
     assert torch.isfinite(loop.weights).all()
+
+
+def test_snapshots_may_be_the_users_own_files(tmp_path: Path) -> None:
+    loop = Loop()
+
+    def save(slot: int) -> None:
+        state = {"model": loop.model.state_dict(), "optimizer": loop.optimizer.state_dict()}
+        torch.save(state, tmp_path / f"{slot}.pt")
+
+    def restore(slot: int) -> None:
+        state = torch.load(tmp_path / f"{slot}.pt")
+        loop.model.load_state_dict(state["model"])
+        loop.optimizer.load_state_dict(state["optimizer"])
+
+    def spoil(number: int, loss: torch.Tensor) -> torch.Tensor:
+        return loss * math.nan if number in (100, 140) else loss
+
+    steering = loop.attach(snapshots=(save, restore))
+    loop.run(0, 136, spoil)
+    assert torch.isfinite(loop.weights).all()
+    assert steering.stopped is None
+    for slot in (0, 1):
+        file = tmp_path / f"{slot}.pt"
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(LoopwrightError, match=r"the snapshot in slot \d could not be restored"):
+        loop.run(136, 160, spoil)
+
+
+def test_losses_without_updates_are_those_of_another_optimizer() -> None:
+    loop = Loop()
+    steering = loop.attach()
+    loop.run(0, 20)
+    loop.optimizer = OPTIMIZERS["AdamW"](loop.model.parameters())
+    with pytest.raises(LoopwrightError, match="losses and 4 updates: is it another optimizer"):
+        loop.run(20, 1100)
+    steering.detach()
+    loop.attach()
+    loop.run(20, 60)
+
+
+def test_losses_may_be_of_several_kinds() -> None:
+    loop = Loop()
+    steering = loop.attach()
+    kinds = (lambda x: x.double(), lambda x: x.bfloat16(), float, lambda x: x)
+    for number in range(32):
+        inputs, labels = read_batch(number)
+        loss = nn.functional.cross_entropy(loop.model(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        steering.step(kinds[number % 4](loss.detach()))
+    assert steering.decisions == 2
+    assert math.isfinite(steering._seen.sum())
 
 
 def test_frozen_parameters_and_groups_that_come_later_are_no_obstacle() -> None:
