@@ -1,10 +1,11 @@
 """What a steered loop can be brought back to: a copy of the weights and of the optimizer's state, or the user's own."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from loopwright.envs.loop.averages import Mask
@@ -14,19 +15,19 @@ SlotFunction = Callable[[int], None]
 
 
 class LoopSnapshot:
-    """One stored state of the parameters of an optimizer, and of what it remembers of them.
+    """One stored state of the parameters of an optimizer, of what it remembers of them, and of a model's buffers.
 
     Copies go into the same memory each time. ``learning_rate`` and the like are not part of it.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, buffers: Sequence[torch.Tensor] = ()) -> None:
+        self._optimizer, self._buffers = optimizer, list(buffers)
         self._weights: list[torch.Tensor] = []
         self._state: list[dict[str, Any]] = []
 
     @property
     def _parameters(self) -> list[torch.Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return self._buffers + [p for group in self._optimizer.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def save(self, chosen: Mask) -> None:
@@ -106,8 +107,11 @@ class OwnSnapshot:
 Slots = tuple[LoopSnapshot | OwnSnapshot, LoopSnapshot | OwnSnapshot]
 
 
-def make_slots(optimizer: Optimizer, functions: tuple[SlotFunction, SlotFunction] | None) -> Slots:
-    """Room for two states of a loop."""
+def make_slots(
+    optimizer: Optimizer, model: nn.Module | None, functions: tuple[SlotFunction, SlotFunction] | None
+) -> Slots:
+    """Room for two states of a loop: of what ``optimizer`` updates and ``model`` buffers, or the user's own."""
     if functions is None:
-        return LoopSnapshot(optimizer), LoopSnapshot(optimizer)
+        buffers = [] if model is None else list(model.buffers())
+        return LoopSnapshot(optimizer, buffers), LoopSnapshot(optimizer, buffers)
     return OwnSnapshot(functions, 0), OwnSnapshot(functions, 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -20,7 +21,7 @@ from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import check_limits, follow_first, keep_within
+from loopwright.agents.steering.limits import check_counts, check_limits, follow_first, keep_within
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.record import SteeringRecord
@@ -53,6 +54,7 @@ class Steering:
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
+        model: whose buffers (batch norm) are brought back with the weights; None leaves them alone.
         snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights
             and optimizer state in memory.
         prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
@@ -84,6 +86,7 @@ class Steering:
         clip: float = math.inf,
         limits: Mapping[str, tuple[float, float]] | None = None,
         guard: int = 3,
+        model: nn.Module | None = None,
         snapshots: tuple[SlotFunction, SlotFunction] | None = None,
         prices: Mapping[str, float] | str | None = "measured",
         advise: bool = False,
@@ -94,9 +97,7 @@ class Steering:
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         settings = self.policy.training.get("settings", {})
         self.every = every or int(settings.get("ticks_per_decision", 16))
-        for name, value, least in (("steps", steps, 1), ("guard", guard, 0)):
-            if value is not None and value < least:
-                raise LoopwrightError(f"{name} must be {least} or more, got {value}")
+        check_counts(steps=(steps, 1), guard=(guard, 0))
         self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
@@ -116,7 +117,7 @@ class Steering:
         ).without([] if samples and batch_size else ["size"])  # fmt: skip
         self._observer.begin([0], np.ones(1), [self._context])
         self._begin_prices(prices)
-        self._guard = LoopGuard(make_slots(optimizer, snapshots), guard) if guard else None
+        self._guard = LoopGuard(make_slots(optimizer, model, snapshots), guard) if guard else None
         if self._guard is not None and not advise:
             self._guard.begin()
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None

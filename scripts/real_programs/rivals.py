@@ -122,7 +122,12 @@ def drive_whole(launch: Launch, factor: float) -> Driver:
 def _steer(launch: Launch, optimizer: torch.optim.Optimizer) -> Steering:
     assert launch.policy is not None
     return attach(
-        optimizer, launch.policy, steps=launch.iterations, samples=launch.samples, batch_size=launch.batch_size
+        optimizer,
+        launch.policy,
+        model=launch.model,
+        steps=launch.iterations,
+        samples=launch.samples,
+        batch_size=launch.batch_size,
     )
 
 

@@ -272,6 +272,22 @@ def test_snapshots_may_be_the_users_own_files(tmp_path: Path) -> None:
         loop.run(136, 160, spoil)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_buffers_are_brought_back_where_the_model_is_known(told: bool) -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    steering = attach(optimizer, make_policy(), prices=None, model=model if told else None)
+    for number in range(160):
+        inputs, labels = read_batch(number)
+        loss = nn.functional.cross_entropy(model(inputs * (math.nan if number == 140 else 1.0)), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        steering.step(loss)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(b.isfinite().all() for b in model.buffers()) is told
+
+
 def test_losses_without_updates_are_those_of_another_optimizer() -> None:
     loop = Loop()
     steering = loop.attach()
