@@ -39,14 +39,7 @@ class LoopSnapshot:
             self._weights, self._state = [torch.empty_like(p) for p in parameters], [{} for _ in parameters]
         for weight, kept, p in zip(self._weights, self._state, parameters, strict=True):
             weight.copy_(p)
-            state = self._optimizer.state.get(p, {})
-            for name in set(kept) - set(state):
-                del kept[name]
-            for name, value in state.items():
-                if isinstance(value, torch.Tensor) and isinstance(kept.get(name), torch.Tensor):
-                    kept[name].copy_(value)
-                else:
-                    kept[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+            _copy_state(self._optimizer.state.get(p, {}), kept)
 
     @torch.no_grad()
     def restore(self, chosen: Mask) -> None:
@@ -55,20 +48,25 @@ class LoopSnapshot:
             return
         for weight, kept, p in zip(self._weights, self._state, self._parameters, strict=False):
             p.copy_(weight)
-            state = self._optimizer.state[p]
-            for name in set(state) - set(kept):
-                del state[name]
-            for name, value in kept.items():
-                if isinstance(value, torch.Tensor) and isinstance(state.get(name), torch.Tensor):
-                    state[name].copy_(value)
-                else:
-                    state[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+            if kept or p in self._optimizer.state:
+                _copy_state(kept, self._optimizer.state[p])
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self._weights, "state": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._weights, self._state = list(state["weights"]), list(state["state"])
+
+
+def _copy_state(source: dict[str, Any], target: dict[str, Any]) -> None:
+    """Make ``target`` what ``source`` is, within the memory of the tensors it has."""
+    for name in set(target) - set(source):
+        del target[name]
+    for name, value in source.items():
+        if isinstance(value, torch.Tensor) and isinstance(target.get(name), torch.Tensor):
+            target[name].copy_(value)
+        else:
+            target[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
 class OwnSnapshot:
