@@ -30,7 +30,7 @@ QUICKLY: dict[str, Any] = {"lanes": 256, "options": {"n_steps": 24}}
 class Config:
     folder: Path = Path("runs/demo")
     """Where everything goes; an earlier demo there is replaced, anything else is not."""
-    steps: int = 200_000
+    steps: int = 250_000
     """Decisions to train for."""
     seeds: int = 10
     """Paired seeds per evaluated task."""
