@@ -25,6 +25,7 @@ from tqdm import tqdm
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.results import write_whole
+from loopwright.agents.steering.limits import check_counts
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.scripts.real_programs.program import PROGRAMS, get_program
@@ -95,7 +96,7 @@ class Race:
             delayed(run_trial)(*own) for own in left
         )
         for trial in tqdm(parts, total=len(left), desc=purpose, unit="run"):
-            self.file.append([trial])
+            self.file.append(trial)
 
     def tune(self) -> None:
         settings = list_settings(self.config.tuning)
@@ -133,9 +134,7 @@ class Race:
 
 
 def main(config: Config) -> int:
-    for name, value in (("seeds", config.seeds), ("tuning", config.tuning), ("workers", config.workers)):
-        if value < 1:
-            raise LoopwrightError(f"{name} must be 1 or more, got {value}")
+    check_counts(seeds=(config.seeds, 1), tuning=(config.tuning, 1), workers=(config.workers, 1))
     torch.set_num_threads(1)
     programs = list(config.programs) or list(PROGRAMS)
     contest = Race(config, programs)

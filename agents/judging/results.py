@@ -137,7 +137,7 @@ class ResultsFile:
                     f"{path} holds the results of another evaluation ({', '.join(differs)} differ); "
                     f"choose another folder"
                 )
-            _cut_unfinished_line(path)
+            cut_unfinished_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.done = {record.key for record in self.records}
         self._file = path.open("a")
@@ -173,7 +173,8 @@ def _one_continues(first: list[str], second: list[str]) -> bool:
     return all(a == b for a, b in zip(first, second, strict=False))
 
 
-def _cut_unfinished_line(path: Path) -> None:
+def cut_unfinished_line(path: Path) -> None:
+    """Take off what follows the last newline of a file: a process was killed while it wrote it."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -77,10 +77,10 @@ class Launch:
     batch_size: int
     setting: CosineSetting
     policy: Policy | None = None
-    parameters: list[nn.Parameter] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", list(self.model.parameters()))
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
 
 
 def drive_default(launch: Launch) -> Driver:

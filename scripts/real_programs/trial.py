@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.results import RunRecord, cut_unfinished_line
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.loop.errors import LoopwrightError
@@ -140,12 +139,8 @@ class TrialsFile:
             self._write(header)
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with path.open("r+b") as file:
-                file.truncate(end)
-        lines = content[:end].decode().splitlines()
+        cut_unfinished_line(path)
+        lines = path.read_text().splitlines()
         try:
             found = json.loads(lines[0]) if lines else header
             self.trials = [_read_trial(json.loads(line)) for line in lines[1:]]
@@ -159,10 +154,9 @@ class TrialsFile:
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
-    def append(self, trials: Iterable[TrainingTrial]) -> None:
-        for trial in trials:
-            self._write(asdict(trial))
-            self.trials.append(trial)
+    def append(self, trial: TrainingTrial) -> None:
+        self._write(asdict(trial))
+        self.trials.append(trial)
 
     def close(self) -> None:
         self._file.close()
