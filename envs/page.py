@@ -87,6 +87,8 @@ only by `max_episode_steps`.
 | `spread` | Spread | Spread() | how far around that plan episodes start (`envs.sampling.Spread`) |
 | `prices` | str, mapping or PriceList | "gradients" | what an update costs: "gradients", "measured", "drawn" |
 | `withheld` | float | 0.0 | chance with which each source is withheld: control split, target, budget, size, prices |
+| `open_runs` | float | 0.0 | chance of a run without a target, for a quarter of C* to C* (`envs.episode.reward`) |
+| `plain_runs` | float | 0.0 | chance of a start around torch's AdamW, its optimizer and batch size held |
 | `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
 | `ledgers` | path | None | folder for an audit log per episode (`envs.loop.ledger`) |
 | `render_mode` | str | None | "rgb_array" draws the run so far |

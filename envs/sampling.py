@@ -1,5 +1,6 @@
 """TaskSampler: which task an episode draws, its seed, and what it starts from. For both environments."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,15 @@ DRAWN_FIELDS: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0.0, 0.01, 0.1, 0.5),
     "batch": (1, 2, 4, 8),
     "average": (0.0, 8.0, 32.0, 128.0),
+    "clip": (math.inf, 4.0, 1.0, 0.25),
 }
+# What a plain run starts with around the learning rate: torch's AdamW and nothing besides, as most users' loops.
+PLAIN_FIELDS: dict[str, Any] = {
+    "optimizer": "adamw", "momentum": 0.9, "second_momentum": 0.999, "weight_decay": 0.01, "clip": math.inf,
+    "average": 0.0,
+}  # fmt: skip
+PLAIN_HELD = ("optimizer", "batch")
+OPEN_BUDGETS = (0.25, 1.0)  # of open runs, in multiples of C*: drawn log-uniformly
 SGD_FACTOR = 30.0  # what a learning rate of adamw is multiplied by for sgd: about the ratio of what is tuned for each
 
 
@@ -74,6 +83,9 @@ class TaskSampler:
         spread: how far around.
         settings: say what updates cost.
         withheld: the chance with which each source of information (``envs.loop.context``) is withheld.
+        open_runs: the chance of an open run: without a target, for a budget drawn from ``OPEN_BUDGETS``.
+        plain_runs: the chance of a plain run: it starts around torch's AdamW instead, and the optimizer and the batch
+            size stay what they are at the start, as in a loop that a policy is attached to.
 
     Raises:
         LoopwrightError: no task, an unknown one, one without a target or without data; a chance outside [0, 1].
@@ -88,16 +100,20 @@ class TaskSampler:
         spread: Spread | None,
         settings: EpisodeSettings,
         withheld: float,
+        open_runs: float = 0.0,
+        plain_runs: float = 0.0,
     ) -> None:
         if tasks is not None and len(tasks) == 0:
             raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
-        if not 0 <= withheld <= 1:
-            raise LoopwrightError(f"withheld must be a chance, in [0, 1]; got {withheld}")
+        for name, chance in (("withheld", withheld), ("open_runs", open_runs), ("plain_runs", plain_runs)):
+            if not 0 <= chance <= 1:
+                raise LoopwrightError(f"{name} must be a chance, in [0, 1]; got {chance}")
         self.tasks = list(get_suite(suite).tasks() if tasks is None else tasks)
         for task in self.tasks:
             check_task(task)
         self.plan, self.spread = plan or LoopPlan(), spread or Spread()
         self._settings, self._withheld = settings, withheld
+        self._open_runs, self._plain_runs = open_runs, plain_runs
 
     def by_shape(self) -> dict[ShapeKey, list[str | Task]]:
         """The tasks that can share lanes, by their shape."""
@@ -117,10 +133,20 @@ class TaskSampler:
         tasks = self.tasks if among is None else among
         drawn = tasks[int(rng.integers(len(tasks)))]
         seed = int(rng.integers(2**31))
-        task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self.plan)
+        plain = bool(self._plain_runs) and rng.random() < self._plain_runs
+        task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self._plain_plan if plain else self.plan)
         prices = self._settings.price_list.draw(rng, task.model, self._settings.microbatch)
         withheld = tuple(source for source in INFORMATION if self._withheld and rng.random() < self._withheld)
-        return Start(task, seed, plan, prices, withheld=withheld)
+        start = Start(task, seed, plan, prices, withheld=withheld, held=PLAIN_HELD if plain else ())
+        if not (self._open_runs and rng.random() < self._open_runs):
+            return start
+        budget = float(np.exp(rng.uniform(*np.log(OPEN_BUDGETS))))
+        return start._replace(withheld=tuple(dict.fromkeys((*withheld, "target"))), open_budget=budget)
+
+    @property
+    def _plain_plan(self) -> LoopPlan:
+        rate = self.plan.learning_rate / (SGD_FACTOR if self.plan.optimizer == "sgd" else 1.0)
+        return replace(self.plan, learning_rate=rate, **PLAIN_FIELDS)
 
 
 def check_task(task: str | Task) -> None:

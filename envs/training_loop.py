@@ -43,13 +43,18 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         spread: Spread | None = None,
         prices: str | Mapping[str, float] | PriceList | None = None,
         withheld: float = 0.0,
+        open_runs: float = 0.0,
+        plain_runs: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.settings = choose_settings(settings, prices)
-        self.sampler = TaskSampler(suite, tasks, plan, spread=spread, settings=self.settings, withheld=withheld)
+        self.sampler = TaskSampler(
+            suite, tasks, plan, spread=spread, settings=self.settings, withheld=withheld, open_runs=open_runs,
+            plain_runs=plain_runs,
+        )  # fmt: skip
         self.knobs = KnobSet(knobs, action)
         self.ledgers = ledgers
         self.observation_space = make_observation_space()  # type: ignore[assignment]
@@ -58,6 +63,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         self._episode: EpisodeBatch | None = None
         self._closed = False
         self._frames: list[Frame] = []
+        self._held = self.knobs.find_held(())
 
     @property
     def plan(self) -> LoopPlan:
@@ -81,6 +87,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         if key not in self._batches:
             self._batches[key] = make_batch(start.task, 1, self.settings, self.knobs, self.ledgers)
         self._episode = episode = self._batches[key]
+        self._held = self.knobs.find_held(start.held)
         episode.begin([0], [start])
         self._frames = []
         return self._observe(episode), self._describe(episode, None)
@@ -91,7 +98,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
             raise LoopwrightError(f"step() {'after close()' if self._closed else 'before reset()'}")
         if not episode.live.any():
             raise LoopwrightError("step() after the episode has ended; call reset()")
-        actions = np.asarray(action)[None]
+        actions = self.knobs.hold(self.knobs.check(np.asarray(action)[None], 1), self._held)
         decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
         info = self._describe(episode, decision)
         if self.render_mode:

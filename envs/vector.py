@@ -78,6 +78,8 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         spread: Spread | None = None,
         prices: str | Mapping[str, float] | PriceList | None = None,
         withheld: float = 0.0,
+        open_runs: float = 0.0,
+        plain_runs: float = 0.0,
         settings: EpisodeSettings | None = None,
         ledgers: Path | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
@@ -89,7 +91,10 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         if max_episode_steps is not None and max_episode_steps < 1:
             raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
         settings = choose_settings(settings, prices)
-        self.sampler = TaskSampler(suite, tasks, plan, spread=spread, settings=settings, withheld=withheld)
+        self.sampler = TaskSampler(
+            suite, tasks, plan, spread=spread, settings=settings, withheld=withheld, open_runs=open_runs,
+            plain_runs=plain_runs,
+        )  # fmt: skip
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.knobs = KnobSet(knobs, action)
         self.single_observation_space = make_observation_space()
@@ -101,6 +106,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         self._generators: list[np.random.Generator] = []
         self._finished = np.zeros(num_envs, dtype=bool)
         self._decisions = np.zeros(num_envs, dtype=int)
+        self._held = np.zeros((num_envs, len(self.knobs.knobs)), dtype=bool)
         self._frames: list[list[Frame]] = [[] for _ in range(num_envs)]
 
     @property
@@ -157,7 +163,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
                 f"step() after the episodes of environments {np.flatnonzero(self._finished).tolist()} have ended; "
                 f"reset them with reset(options={{'reset_mask': ...}})"
             )
-        decisions = self._decide(self.knobs.check(actions, self.num_envs))
+        decisions = self._decide(self.knobs.hold(self.knobs.check(actions, self.num_envs), self._held))
         rewards = np.concatenate([d.reward.numpy() for d in decisions]).astype(np.float64)
         self._decisions += 1
         terminated = np.concatenate([d.done.numpy() for d in decisions])
@@ -237,6 +243,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             lanes = np.flatnonzero(mask[part]).tolist()
             if lanes:
                 starts = [self.sampler.draw(self._generators[part.start + lane], among=tasks) for lane in lanes]
+                self._held[part.start + np.array(lanes)] = [self.knobs.find_held(start.held) for start in starts]
                 batch.begin(lanes, starts)
 
     def _begin_at_once(self, decisions: list[Decision], done: Mask) -> Info:

@@ -60,6 +60,10 @@ class TrainingConfig:
     """What updates cost: "gradients" (nothing), "measured", or "drawn" for every episode, for the policy to read."""
     withheld: float = 0.1
     """Chance with which each source is withheld from the policy: control split, target, budget, size, prices."""
+    open_runs: float = 0.3
+    """Chance of an open run: no target, a budget of a quarter of C* to C*, rewarded by how far it comes."""
+    plain_runs: float = 0.3
+    """Chance of a plain run: it starts around torch's AdamW, and the optimizer and the batch size stay."""
     hidden: tuple[str, ...] = ()
     """Features that the policy never sees, for ablations: names, beginnings of names with a "*" at the end, or
     "feedback" (all but budget and decisions), "context" (sizes, passes), "prices"."""

@@ -69,7 +69,8 @@ def train(
     callback.checkpoint()
     made = {name: value for name, value in settings.as_json().items() if name not in ("compile", "device")}
     trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,
-               "fields_spread": config.fields_spread, "withheld": config.withheld, "hidden": list(config.hidden),
+               "fields_spread": config.fields_spread, "withheld": config.withheld,
+               "open_runs": config.open_runs, "plain_runs": config.plain_runs, "hidden": list(config.hidden),
                "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
     knobs = KnobSet(config.knobs, config.action_kind)
     hidden = find_hidden(config.hidden)
@@ -98,7 +99,8 @@ def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
         TrainingLoopVectorEnv(
             config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
             plan=get_starting_plan(config.start), spread=Spread(config.rate_spread, config.fields_spread),
-            withheld=config.withheld, settings=settings, autoreset_mode="SameStep",
+            withheld=config.withheld, open_runs=config.open_runs, plain_runs=config.plain_runs,
+            settings=settings, autoreset_mode="SameStep",
         ),
         find_hidden(config.hidden),
     )  # fmt: skip

@@ -96,7 +96,7 @@ class EpisodeBatch:
         self._shown = np.array([name in needs.names for name in OBSERVATION_NAMES])
         self._progress, self._phi = ProgressMeter(lanes), torch.zeros(lanes)
         self._reward = find_reward(settings.reward)
-        self._live = torch.zeros(lanes, dtype=torch.bool)
+        self._live, self._open = (torch.zeros(lanes, dtype=torch.bool) for _ in range(2))
 
     @property
     def live(self) -> torch.Tensor:
@@ -115,13 +115,15 @@ class EpisodeBatch:
         prices = [self._quote(start) for start in starts]
         targets = torch.tensor([c.target for c in calibrations])
         scale = [self._price_calibration(c, own) for c, own in zip(calibrations, prices, strict=True)]
-        budgets = torch.tensor([c.cost for c in calibrations]).double() * self.settings.budget_factor
+        factors = torch.tensor([start.open_budget or self.settings.budget_factor for start in starts])
+        budgets = torch.tensor([c.cost for c in calibrations]).double() * factors
         budgets *= torch.tensor(scale, dtype=torch.float64)
         self.lanes.load(lanes, tasks, [start.seed for start in starts])
         for lane, start, own in zip(lanes, starts, prices, strict=True):
             self.tasks[lane] = start.task
             by = [start.updates_by or name for name in OPTIMIZERS]
             self._prices[:, lane] = torch.tensor([own[name] for name in by], dtype=torch.float64)
+            self._open[lane] = start.open_budget > 0
             self._looks[lane] = 0.0 if "control" in start.withheld else self._price_of_look
         self.plans[:, index] = stack_plans([start.plan for start in starts])
         self.budget.begin(index, budgets, self._looks[index])
@@ -252,8 +254,9 @@ class EpisodeBatch:
         missed = self.budget.exhausted & ~hit & ~diverged
         outcome = torch.where(hit, HIT, torch.where(diverged, DIVERGED, torch.where(missed, MISS, RUNNING)))
         phi, bill = torch.where(hit, 1.0, self._progress.see(loss)), self.budget.bill()
+        credit = torch.where(missed & self._open, phi, 0.0)
         reward = self._reward(
-            Judgement(self._phi, phi, bill.share, bill.spent, hit, missed, diverged, self.settings.discount)
+            Judgement(self._phi, phi, bill.share, bill.spent, hit, missed, diverged, credit, self.settings.discount)
         )
         self._phi = phi
         return Decision(reward, outcome, verdict, loss, metric)

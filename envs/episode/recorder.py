@@ -49,7 +49,7 @@ class Recorder:
         header = {
             "task": task.name, "task_fingerprint": fingerprint_task(task), "seed": seed, "lane": lane,
             "start": start.plan.as_json(), "budget": budget, "prices": dict(start.prices or {}),
-            "withheld": list(start.withheld),
+            "withheld": list(start.withheld), "open_budget": start.open_budget,
             "target": None if task.calibration is None else task.calibration.target,
             "author": asdict(self._author), "versions": read_versions(), **setup,
         }  # fmt: skip

@@ -109,7 +109,9 @@ def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, fold
         recorder=Recorder(folder, author),
     )  # fmt: skip
     start = LoopPlan.from_json(header["start"])
-    batch.begin([lane], [Start(task, header["seed"], start, header["prices"], withheld=tuple(header["withheld"]))])
+    withheld, open_budget = tuple(header["withheld"]), header["open_budget"]
+    begun = Start(task, header["seed"], start, header["prices"], withheld=withheld, open_budget=open_budget)
+    batch.begin([lane], [begun])
     knobs = KnobSet(author.knobs, author.action or "discrete") if author.knobs else None
     wrong: list[list[Difference]] = []
     for entry, plan in zip(content.entries, read_plans(content), strict=True):

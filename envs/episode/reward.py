@@ -24,6 +24,7 @@ class Judgement:
         share: what the decision cost, as a share of the budget.
         spent: share of the budget spent, this decision included.
         hit, missed, diverged: whether the episode has just ended so.
+        credit: phi, where an open run has just ended with its budget; 0 elsewhere.
         discount: the agent's, per decision, in (0, 1].
     """
 
@@ -34,6 +35,7 @@ class Judgement:
     hit: torch.Tensor
     missed: torch.Tensor
     diverged: torch.Tensor
+    credit: torch.Tensor
     discount: float = 1.0
 
 
@@ -42,7 +44,7 @@ def reward_progress(j: Judgement) -> torch.Tensor:
 
     Potential-based shaping (Ng et al. 1999, theorem 1): it moves no optimum, at the discount it is given. Without a
     discount an episode that hits returns 1 - the share of the budget it used, whatever its way, and one that misses or
-    diverges -1, however near it came.
+    diverges -1, however near it came. An open run that ends with its budget returns phi - 1.
     """
     return reward_time(j) + _shape(j)
 
@@ -51,17 +53,23 @@ def reward_log_progress(j: Judgement) -> torch.Tensor:
     """As ``reward_progress`` with the bill in logarithms, as the judge averages costs: half the work is half the work.
 
     Without a discount a hit returns 1 - log(share / LEAST_SHARE) / 2 with the share of the budget used, and a miss what
-    a hit with all of it would, less 1. Under ``reward_progress`` a run that could hit with a tenth of the budget has
-    little to gain by hitting with a twentieth, and everything is about not missing.
+    a hit with all of it would, less 1. An open run that ends with its budget returns what a hit with 1 / phi times that
+    budget would, but no less than a miss: the logarithm of how much faster it was than the best static configuration,
+    whether it hit or not. Under ``reward_progress`` a run that could hit with a tenth of the budget has little to gain
+    by hitting with a twentieth, and everything is about not missing.
     """
     before = (j.spent - j.share).clamp(min=LEAST_SHARE)
     now = torch.where(j.diverged, 1.0, j.spent).clamp(min=LEAST_SHARE)
-    return j.hit.float() - 0.5 * torch.log(now / before) + _shape(j)
+    credit = (1 + 0.5 * torch.log(j.credit)).clamp(min=0)
+    return j.hit.float() + credit - 0.5 * torch.log(now / before) + _shape(j)
 
 
 def reward_time(j: Judgement) -> torch.Tensor:
-    """1 on a hit, less cost / budget. A run that diverges pays for the budget it has not used, as a miss has."""
-    return j.hit.float() - _bill(j)
+    """1 on a hit, less cost / budget. A run that diverges pays for the budget it has not used, as a miss has.
+
+    An open run that ends with its budget earns phi.
+    """
+    return j.hit.float() + j.credit - _bill(j)
 
 
 def reward_anytime(j: Judgement) -> torch.Tensor:

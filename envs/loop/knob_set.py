@@ -3,7 +3,7 @@
 Action 0 of the box kind, or the discrete action whose step is 0, leaves a field alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number
+from loopwright.envs.loop.averages import Mask
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knobs import KNOBS, Row
 from loopwright.envs.loop.plan import SGD, name_rows
@@ -85,6 +86,15 @@ class KnobSet:
                 f"accepted {low.tolist()} to {high.tolist()}"
             )
         return array
+
+    def hold(self, actions: npt.NDArray[np.generic], held: Mask) -> npt.NDArray[np.generic]:
+        """The actions ``[lanes, knobs]`` with those replaced that would move a knob that is ``held``, a mask alike."""
+        still = np.array([0 if self.action == "box" else knob.still for knob in self.knobs], actions.dtype)
+        return np.where(held, still, actions)
+
+    def find_held(self, names: Collection[str]) -> Mask:
+        """Which of the knobs are named, ``[knobs]``."""
+        return np.array([knob.name in names for knob in self.knobs])
 
     def apply(
         self, actions: npt.ArrayLike, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None

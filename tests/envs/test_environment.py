@@ -242,6 +242,29 @@ def test_information_is_withheld_as_often_as_asked() -> None:
         TrainingLoopEnv(withheld=1.5)
 
 
+def test_open_and_plain_runs_are_drawn_as_often_as_asked() -> None:
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], open_runs=0.5, plain_runs=0.5, spread=Spread(1.0, 0.5))
+    cost = get_task("breast-cancer:1").calibration.cost  # type: ignore[union-attr]
+    given = OBSERVATION_NAMES.index("target_given")
+    seen = []
+    for seed in range(80):
+        observation, info = env.reset(seed=seed)
+        moved = env.step(np.array([len(k.steps) - 1 if k.name in ("batch", "lr") else k.still for k in env.knobs.knobs]))
+        plan, after = info["plan"], moved[4]["plan"]
+        held = after["batch"] == plan["batch"] < 16
+        seen.append((observation[given] == 0, held))
+        assert after["learning_rate"] > plan["learning_rate"]  # what is not held moves
+        factor = info["budget"] / cost
+        assert (0.25 <= factor <= 1) if observation[given] == 0 else factor == pytest.approx(3)
+    of_open, of_plain = np.array(seen).mean(axis=0)
+    assert 0.3 < of_open < 0.7
+    assert 0.3 < of_plain < 0.7
+    assert len(set(seen)) == 4
+    for name in ("open_runs", "plain_runs"):
+        with pytest.raises(LoopwrightError, match=rf"{name} must be a chance, in \[0, 1\]; got -1"):
+            TrainingLoopEnv(**{name: -1})  # type: ignore[arg-type]
+
+
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.integers(0, 100))
 def test_environments_are_shared_out_by_the_number_of_tasks(weights: list[int], more: int) -> None:
     total = len(weights) + more

@@ -19,6 +19,7 @@ from loopwright.envs.episode.reward import LEAST_SHARE, REWARDS, Judgement
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.errors import UncalibratedTaskError
+from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks import MLP, Calibration, ConvNet, Split, Task, get_task
 from loopwright.inner_tasks.losses import compute_guessing_loss
@@ -88,11 +89,11 @@ def test_every_reward_prefers_the_faster_run(reward: str, small_task: Task) -> N
 
 
 def judged(
-    before: float, phi: float, share: float, spent: float, outcome: str = "", discount: float = 1.0
+    before: float, phi: float, share: float, spent: float, outcome: str = "", discount: float = 1.0, credit: float = 0.0
 ) -> Judgement:
     values = (torch.tensor([v]) for v in (before, phi, share, spent))
     ended = (torch.tensor([outcome == name]) for name in ("hit", "miss", "diverged"))
-    return Judgement(*values, *ended, discount)
+    return Judgement(*values, *ended, torch.tensor([credit]), discount)
 
 
 def test_anytime_is_the_mean_progress_over_the_budget() -> None:
@@ -103,6 +104,36 @@ def test_anytime_is_the_mean_progress_over_the_budget() -> None:
     assert earned(1.0, 0.1, 0.3, "hit") == pytest.approx(0.8)
     assert earned(0.5, 0.1, 0.3, "diverged") == pytest.approx(0.05)
     assert REWARDS["time"](judged(0.0, 0.5, 0.1, 0.3, "diverged")).item() == pytest.approx(-0.8)
+
+
+def test_an_open_run_earns_by_how_far_it_came() -> None:
+    """As a hit with so many times the budget would; no less than a miss."""
+
+    def earned(reward: str, phi: float, credit: float, outcome: str = "miss", spent: float = 1.0) -> float:
+        return REWARDS[reward](judged(0.0, phi, spent, spent, outcome, credit=credit)).item()
+
+    assert earned("progress", 0.4, 0.4) == pytest.approx(0.4 - 1)
+    assert earned("time", 0.4, 0.4) == pytest.approx(0.4 - 1)
+    assert earned("log-progress", 1.0, 0.0, "hit", 0.5) == pytest.approx(1 - 0.5 * math.log(0.5 / LEAST_SHARE))
+    assert earned("log-progress", 0.5, 0.5) == pytest.approx(1 - 0.5 * math.log(2 / LEAST_SHARE))
+    assert earned("log-progress", 0.1, 0.1) == pytest.approx(earned("log-progress", 0.1, 0.0))
+
+
+def test_an_open_run_ends_with_its_budget_and_says_nothing_of_a_target(small_task: Task) -> None:
+    hard = small_task.with_calibration(Calibration(0.4, 3000.0, ((500.0, 0.69), (3000.0, 0.4))))
+    batch = EpisodeBatch(hard, 2, EpisodeSettings(reward="log-progress"))
+    plan = LoopPlan(learning_rate=3e-4)
+    batch.begin([0, 1], [Start(hard, 5, plan, withheld=("target",), open_budget=0.5), Start(hard, 5, plan)])
+    assert batch.budget.total.tolist() == [1500.0, 9000.0]
+    assert batch.observation[:, OBSERVATION_NAMES.index("target_given")].tolist() == [0.0, 1.0]
+    earned, phi = torch.zeros(2), torch.zeros(2)
+    while bool(batch.live[0]):
+        decision = batch.decide(batch.plans)
+        earned, phi = earned + decision.reward, batch._phi
+    assert decision.outcome.tolist()[0] == MISS
+    assert bool(batch.live[1])
+    assert 0.2 < phi[0] < 1
+    assert earned[0].item() == pytest.approx(1 - 0.5 * math.log(1 / phi[0].item() / LEAST_SHARE), abs=1e-4)
 
 
 PATHS = st.lists(st.floats(0, 1), min_size=1, max_size=8).map(sorted)
