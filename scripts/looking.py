@@ -13,6 +13,8 @@ from torch import nn
 
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.attach import attach
+from loopwright.agents.steering.pace import STRETCH, count_decisions
+from loopwright.agents.steering.steering import Steering
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.loop.averages import Floats
@@ -89,13 +91,17 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
 
 
 def measure_attached(seconds: float) -> list[dict[str, float | str]]:
-    """What ``attach`` adds to an ordinary loop, in % of its time, and what it keeps, in copies of the gradient."""
+    """What ``attach`` adds to an ordinary loop, in % of its time, and what it keeps, in copies of the gradient.
+
+    At first, and over ``LONG_RUN`` iterations, in which decisions come to lie further apart.
+    """
     with limit_threads(1):
         return [
             _measure_attached(sizes, batch, seconds) for sizes, batch in (((64, 32, 32, 10), 16), (_TEN_MILLION, 64))
         ]
 
 
+LONG_RUN = 5000  # iterations
 _TEN_MILLION = (1024, 2048, 2048, 1792, 10)
 
 
@@ -109,7 +115,15 @@ class _OwnLoop:
             self.inputs, self.labels = torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
         self.model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
-        self.steering = attach(self.optimizer, _make_still_policy(), prices=None) if attached else None
+        self.steering: Steering | None = None
+        if attached:
+            self.attach()
+
+    def attach(self) -> None:
+        """Anew, where a policy is attached already: its decisions then lie as near as at first."""
+        if self.steering is not None:
+            self.steering.detach()
+        self.steering = attach(self.optimizer, _make_still_policy(), prices=None)
 
     def run(self) -> None:
         for _ in range(UPDATES):
@@ -139,6 +153,8 @@ def _measure_attached(sizes: Sequence[int], batch: int, seconds: float) -> dict[
     taken: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken) < 4 * SNAPSHOT_EVERY:
+        if len(taken) % STRETCH == STRETCH - 1:
+            attached.attach()
         times = []
         for loop in (bare, attached):
             start = time.perf_counter()
@@ -152,9 +168,11 @@ def _measure_attached(sizes: Sequence[int], batch: int, seconds: float) -> dict[
     assert attached.steering is not None
     state = attached.steering.state_dict()
     decision = median(a for a, _ in taken)
+    share = 100 * each / decision
     return {
         "parameters": str(parameters), "batch": str(batch), "decision_us": 1e6 * decision,
-        "attached": 100 * each / decision, "statistics_copies": _count_numbers(state["probe"]) / parameters,
+        "attached": share, f"over_{LONG_RUN}": share * count_decisions(UPDATES, LONG_RUN) * UPDATES / LONG_RUN,
+        "statistics_copies": _count_numbers(state["probe"]) / parameters,
         "snapshot_copies": _count_numbers(state["guard"]["snapshots"]) / parameters,
     }  # fmt: skip
 

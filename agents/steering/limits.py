@@ -1,9 +1,11 @@
-"""What a chosen plan is held to: the user's limits, and that several processes which train together agree."""
+"""What a chosen plan is held to: what there is to steer, the user's limits, the first of several processes."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import distributed
+from torch.optim import Optimizer
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import PLAN_FIELDS
@@ -30,6 +32,13 @@ def keep_within(chosen: Mapping[str, float], limits: Mapping[str, tuple[float, f
     """The fields ``chosen``, those with limits brought to the nearest that they allow."""
     kept = {field: min(max(chosen[field], low), high) for field, (low, high) in limits.items()}
     return {**chosen, **kept}
+
+
+def say_what_is_off(optimizer: Optimizer, knobs: Sequence[str]) -> None:
+    """Warn of ``knobs`` that have no counterpart in the optimizer."""
+    if knobs:
+        kind = type(optimizer).__name__
+        warnings.warn(f"{kind} has nothing for the policy's {', '.join(knobs)}: left as they are", stacklevel=5)
 
 
 def follow_first(chosen: dict[str, float]) -> dict[str, float]:

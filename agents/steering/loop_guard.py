@@ -4,15 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from loopwright.agents.steering.snapshots import Slots
 from loopwright.envs.loop.guard import Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
-from loopwright.envs.loop.plan import PLAN_FIELDS
 from loopwright.envs.loop.telemetry import Statistics, Telemetry
-
-GUARDED = ("loss", "log_gradient_norm")  # all that the guard reads of a decision's telemetry
 
 
 class LoopGuard:
@@ -20,23 +15,21 @@ class LoopGuard:
 
     def __init__(self, slots: Slots, limit: int) -> None:
         self._slots = slots
-        self._guard = Guard(self._slots, 1, limit)
+        self._guard = Guard(self._slots, None, limit)
 
     def begin(self) -> None:
         """The loop is as it should be. What its loss is before training is not known."""
-        self._guard.begin(np.array([0]), np.array([math.inf]))
+        self._guard.begin(0, math.inf)
 
     @property
     def left(self) -> float:
         """The share of its interventions that is left."""
-        return float(1 - self._guard.interventions[0] / self._guard.limit)
+        return float(1 - self._guard.interventions / self._guard.limit)
 
     def watch(self, statistics: Statistics, telemetry: Telemetry, plan: Mapping[str, float]) -> tuple[int, bool]:
         """A verdict on what was measured under ``plan``, and whether it gives up; what it restores is restored."""
-        rows = np.array([plan[name] for name in PLAN_FIELDS], np.float32)[:, None]
-        columns = {name: np.array([telemetry[name]], np.float32) for name in GUARDED}
-        verdicts, given_up = self._guard.watch(statistics.finite, columns, rows)
-        return int(verdicts[0]), bool(given_up[0])
+        verdict, given_up = self._guard.watch(bool(statistics.finite[0]), telemetry, plan)
+        return int(verdict), bool(given_up)
 
     def state_dict(self) -> dict[str, Any]:
         return {

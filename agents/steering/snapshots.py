@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from loopwright.envs.loop.averages import Mask
 from loopwright.envs.loop.errors import LoopwrightError
 
 SlotFunction = Callable[[int], None]
@@ -30,9 +29,9 @@ class LoopSnapshot:
         return self._buffers + [p for group in self._optimizer.param_groups for p in group["params"]]
 
     @torch.no_grad()
-    def save(self, chosen: Mask) -> None:
-        """Store the present state, if ``chosen [1]``."""
-        if not chosen[0]:
+    def save(self, chosen: bool) -> None:
+        """Store the present state, if ``chosen``."""
+        if not chosen:
             return
         parameters = self._parameters
         if [p.shape for p in parameters] != [w.shape for w in self._weights]:
@@ -42,9 +41,9 @@ class LoopSnapshot:
             _copy_state(self._optimizer.state.get(p, {}), kept)
 
     @torch.no_grad()
-    def restore(self, chosen: Mask) -> None:
-        """Go back to what was stored, if ``chosen [1]``. Parameters that came later stay as they are."""
-        if not chosen[0] or not self._weights:
+    def restore(self, chosen: bool) -> None:
+        """Go back to what was stored, if ``chosen``. Parameters that came later stay as they are."""
+        if not chosen or not self._weights:
             return
         for weight, kept, p in zip(self._weights, self._state, self._parameters, strict=False):
             p.copy_(weight)
@@ -85,14 +84,14 @@ class OwnSnapshot:
             verb = ("saved", "restored")[which]
             raise LoopwrightError(f"the snapshot in slot {self._slot} could not be {verb}: {problem}") from problem
 
-    def save(self, chosen: Mask) -> None:
-        """Store the present state, if ``chosen [1]``."""
-        if chosen[0]:
+    def save(self, chosen: bool) -> None:
+        """Store the present state, if ``chosen``."""
+        if chosen:
             self._call(0)
 
-    def restore(self, chosen: Mask) -> None:
-        """Go back to what was stored, if ``chosen [1]``."""
-        if chosen[0]:
+    def restore(self, chosen: bool) -> None:
+        """Go back to what was stored, if ``chosen``."""
+        if chosen:
             self._call(1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import check_counts, check_limits, follow_first, keep_within
+from loopwright.agents.steering.limits import check_counts, check_limits, follow_first, keep_within, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
+from loopwright.agents.steering.pace import find_spacing
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import SlotFunction, make_slots
-from loopwright.agents.steering.stopwatch import Stopwatch
+from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
@@ -47,7 +48,8 @@ class Steering:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that the package brings along.
         steps: iterations there will be; None where that is open.
-        every: iterations between decisions; None takes what the policy was trained with.
+        every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
+            policy was trained with.
         target: the loss on validation data that is to be reached; None where there is none.
         samples, batch_size: how many different samples there are to train on, and how many an update reads; the
             policy then knows how often it has seen them. None where that is not known.
@@ -96,8 +98,8 @@ class Steering:
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         settings = self.policy.training.get("settings", {})
-        self.every = every or int(settings.get("ticks_per_decision", 16))
-        check_counts(steps=(steps, 1), guard=(guard, 0))
+        self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
+        check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
         self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
@@ -144,13 +146,12 @@ class Steering:
         loaded = set() if self._loader is None else self._loader.fields
         return [knob.field in self.groups.settable | loaded for knob in self.policy.knobs.knobs]
 
-    def _say_what_is_off(self) -> None:
-        off = [k.name for k, on in zip(self.policy.knobs.knobs, self._steered, strict=True) if not on]
-        if off:
-            kind = type(self.groups.optimizer).__name__
-            warnings.warn(f"{kind} has nothing for the policy's {', '.join(off)}: left as they are", stacklevel=5)
-
     # What the user calls
+
+    @property
+    def every(self) -> int:
+        """Iterations between this decision and the next."""
+        return find_spacing(self._first, self.decisions)
 
     def step(self, loss: torch.Tensor | float | None = None) -> None:
         """Once per iteration, after ``optimizer.step()``; ``loss`` is that of the batch, before any scaling.
@@ -212,11 +213,8 @@ class Steering:
             delattr(self.groups.optimizer, _ATTACHED)
 
     def _begin_prices(self, prices: Mapping[str, float] | str | None) -> None:
-        if isinstance(prices, str) and prices != "measured":
-            raise LoopwrightError(f'prices must be "measured", None or passes by the name of a rule; got {prices!r}')
         self.prices: dict[str, float] | None = None
-        device = self.groups.parameters[0].device
-        self._stopwatch = Stopwatch(self.groups.means.rule, device) if prices == "measured" else None
+        self._stopwatch = make_stopwatch(prices, self.groups.means.rule, self.groups.parameters[0].device)
         if isinstance(prices, Mapping):
             self._tell_prices(prices)
 
@@ -264,7 +262,8 @@ class Steering:
             self.groups = Groups(optimizer)
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
-            self._say_what_is_off()
+            off = [k.name for k, on in zip(self.policy.knobs.knobs, self._steered, strict=True) if not on]
+            say_what_is_off(optimizer, off)
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")

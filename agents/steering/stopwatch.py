@@ -6,6 +6,7 @@ from statistics import median
 
 import torch
 
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
 from loopwright.envs.loop.update_rules import Parts, take_step
 
@@ -54,6 +55,13 @@ class Stopwatch:
             unit = median(self.updates) / OF_ADAMW[self.rule]
             seconds = {name: unit * typical for name, typical in OF_ADAMW.items()}
         return {name: seconds[name] / max(median(self.passes), 1e-9) for name in OPTIMIZERS}
+
+
+def make_stopwatch(prices: Mapping[str, float] | str | None, rule: str, device: torch.device) -> Stopwatch | None:
+    """What ``prices`` ask for. Raises ``LoopwrightError`` for a word that is not "measured"."""
+    if isinstance(prices, str) and prices != "measured":
+        raise LoopwrightError(f'prices must be "measured", None or passes by the name of a rule; got {prices!r}')
+    return Stopwatch(rule, device) if prices == "measured" else None
 
 
 def read_clock(device: torch.device) -> float:

@@ -230,7 +230,8 @@ class EpisodeBatch:
         """The guard's verdict, and which runs it gives up."""
         if self.guard is None:
             return torch.full((len(self.tasks),), FINE), torch.zeros(len(self.tasks), dtype=torch.bool)
-        verdict, given_up = map(torch.from_numpy, self.guard.watch(finite, telemetry, plans.numpy()))
+        with np.errstate(all="ignore"):
+            verdict, given_up = map(torch.from_numpy, self.guard.watch(finite, telemetry, name_rows(plans)))
         self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
         return verdict, given_up
 

@@ -11,14 +11,11 @@ look fine until the next gradient.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from loopwright.envs.loop.arithmetic import Many
-from loopwright.envs.loop.averages import Floats, Mask, RunningMoments
-from loopwright.envs.loop.plan import ROW
+from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number, One
+from loopwright.envs.loop.averages import RunningMoments
 from loopwright.envs.loop.telemetry import Telemetry
 
 VERDICTS = ("fine", "not finite", "loss spike", "gradient spike")
@@ -36,113 +33,121 @@ GRADIENT_REGIME = ("order", "batch", "depth", "keep", "sweep")
 class Snapshots(Protocol):
     """Room for one stored state of each run."""
 
-    def save(self, chosen: Mask) -> None:
-        """Store the present state of the runs ``chosen``, a mask ``[lanes]``."""
+    def save(self, chosen: Number) -> None:
+        """Store the present state of the runs ``chosen``, a truth value for each."""
         ...
 
-    def restore(self, chosen: Mask) -> None:
+    def restore(self, chosen: Number) -> None:
         """Bring the runs ``chosen`` back to what was stored for them."""
         ...
 
 
 class Guard:
-    """Watches ``lanes`` runs.
+    """Watches runs. What it takes and gives are numbers of its arithmetic (``envs.loop.arithmetic``), one for each run.
 
     Args:
         slots: room for two states of each run.
-        lanes: how many runs.
+        lanes: how many runs; None for a single one, whose numbers are floats.
         limit: interventions per episode, >= 1.
 
     Attributes:
-        interventions: how often it has acted in the present episode, ``[lanes]``.
-        rate_scale: product of the halvings, ``[lanes]``: what a learning rate that was set without regard to the plan
-            that was found has to be multiplied by.
+        interventions: how often it has acted in the present episode.
+        rate_scale: product of the halvings: what a learning rate that was set without regard to the plan that was found
+            has to be multiplied by.
     """
 
-    def __init__(self, slots: tuple[Snapshots, Snapshots], lanes: int, limit: int) -> None:
+    def __init__(self, slots: tuple[Snapshots, Snapshots], lanes: int | None, limit: int) -> None:
         self.limit = limit
-        self.interventions = np.zeros(lanes, np.float32)
-        self.rate_scale = np.ones(lanes, np.float32)
+        self.arithmetic: Arithmetic = One() if lanes is None else Many(lanes)
+        fill = self.arithmetic.fill
+        self.interventions, self.rate_scale = fill(0.0), fill(1.0)
         self._slots = slots
-        self._good = np.zeros(lanes, int)  # which of the slots holds the good one
-        self._pending = np.zeros(lanes, bool)  # whether the other holds one on probation
-        self._age = np.zeros(lanes, int)
-        self._start = np.ones(lanes, np.float32)  # the loss before training
-        self._loss, self._norm = (RunningMoments(Many(lanes), HALF_LIFE) for _ in range(2))
-        self._plans: Floats | None = None
+        self._second = fill(False)  # whether the good state lies in the second slot
+        self._pending = fill(False)  # whether the other holds one on probation
+        self._age = fill(0.0)
+        self._start = fill(1.0)  # the loss before training
+        self._loss, self._norm = (RunningMoments(self.arithmetic, HALF_LIFE) for _ in range(2))
+        self._regime: dict[str, Number] = {}
 
-    def begin(self, index: npt.NDArray[np.integer], loss: Floats) -> None:
-        """A new episode in the lanes ``index``, of this ``loss`` before training: that is the first good snapshot."""
-        mask = np.zeros(len(self.interventions), bool)
-        mask[index] = True
-        self.interventions[index], self.rate_scale[index] = 0.0, 1.0
-        self._good[index], self._pending[index], self._age[index] = 0, False, 0
-        self._start[index] = loss
-        self._slots[0].save(mask)
+    def begin(self, index: Any, loss: Any) -> None:
+        """A new episode in the runs ``index``, of this ``loss`` before training: that is the first good snapshot."""
+        put = self.arithmetic.put
+        self.interventions, self.rate_scale = put(self.interventions, index, 0.0), put(self.rate_scale, index, 1.0)
+        self._start = put(self._start, index, loss)
         self._loss.forget(index)
         self._norm.forget(index)
+        self._take_for_good(index)
 
-    def rolled_back(self, chosen: Mask) -> None:
-        """The lanes ``chosen``, a mask, were brought back to another state: from now on that is their good snapshot.
+    def rolled_back(self, chosen: Any) -> None:
+        """The runs ``chosen`` were brought back to another state: from now on that is their good snapshot.
 
         What the slots held belongs to the run that was abandoned.
         """
-        self._good[chosen], self._pending[chosen], self._age[chosen] = 0, False, 0
-        self._slots[0].save(chosen)
+        self._take_for_good(chosen)
 
-    def watch(self, finite: Mask, telemetry: Telemetry, plans: Floats) -> tuple[npt.NDArray[np.integer], Mask]:
-        """Judge a decision that ran under ``plans``, and restore the runs that need it.
+    def _take_for_good(self, index: Any) -> None:
+        put, no = self.arithmetic.put, self.arithmetic.fill(False)
+        self._second, self._pending = put(self._second, index, False), put(self._pending, index, False)
+        self._age = put(self._age, index, 0.0)
+        self._slots[0].save(put(no, index, True))
+
+    def watch(self, finite: Number, telemetry: Telemetry, plan: Mapping[str, Number]) -> tuple[Number, Number]:
+        """Judge a decision that ran under a ``plan``, its fields by name, and restore the runs that need it.
 
         ``finite`` says whose losses, gradients and steps were. Returns the verdict, an index into ``VERDICTS``, and
-        whether the run is given up because the limit was reached, each ``[lanes]``. A run that is given up is restored
-        all the same.
+        whether the run is given up because the limit was reached. A run that is given up is restored all the same.
         """
-        with np.errstate(all="ignore"):
-            log_loss, log_norm = np.log(telemetry["loss"]), telemetry["log_gradient_norm"]
-            verdict = self._judge(finite, telemetry["loss"], log_loss, log_norm, plans)
-            spent = self.interventions >= self.limit
-            verdict[spent & (verdict != NOT_FINITE)] = FINE
-            alarm = verdict != FINE
-            given_up = alarm & spent
-            if alarm.any():
-                for slot, snapshots in enumerate(self._slots):
-                    snapshots.restore(alarm & (self._good == slot))
-                self.interventions += alarm & ~given_up
-                self.rate_scale[alarm] *= RATE_FACTOR
-            self._loss.update(log_loss, ~alarm)
-            self._norm.update(log_norm, ~alarm)  # NaN without an update, which is passed over
-        self._keep(alarm)
+        xp = self.arithmetic
+        log_loss, log_norm = xp.log(telemetry["loss"]), telemetry["log_gradient_norm"]
+        self._follow_regime(plan)
+        verdict = self._judge(finite, telemetry["loss"], log_loss, log_norm)
+        spent = self.interventions >= self.limit
+        verdict = xp.where(spent & (verdict != NOT_FINITE), FINE, verdict)
+        alarm = verdict != FINE
+        calm, given_up = xp.negate(alarm), alarm & spent
+        if xp.any(alarm):
+            first, second = self._slots
+            first.restore(alarm & xp.negate(self._second))
+            second.restore(alarm & self._second)
+            self.interventions = xp.where(alarm & xp.negate(spent), self.interventions + 1, self.interventions)
+            self.rate_scale = xp.where(alarm, self.rate_scale * RATE_FACTOR, self.rate_scale)
+        self._loss.update(log_loss, calm)
+        self._norm.update(log_norm, calm)  # NaN without an update, which is passed over
+        self._keep(calm)
         return verdict, given_up
 
-    def _judge(
-        self, finite: Mask, loss: Floats, log_loss: Floats, log_norm: Floats, plans: Floats
-    ) -> npt.NDArray[np.integer]:
-        if self._plans is not None and not np.array_equal(plans, self._plans):
+    def _follow_regime(self, plan: Mapping[str, Number]) -> None:
+        """Forget averages that say nothing of what the ``plan`` makes of losses and gradients."""
+        before, self._regime = self._regime, {name: plan[name] + 0.0 for name in GRADIENT_REGIME}
+        if before:
+            changed = {name: self._regime[name] != before[name] for name in GRADIENT_REGIME}
             for fields, moments in ((LOSS_REGIME, self._loss), (GRADIENT_REGIME, self._norm)):
-                rows = [ROW[field] for field in fields]
-                moments.forget((plans[rows] != self._plans[rows]).any(0))
-        self._plans = plans.copy()
+                other = self.arithmetic.fill(False)
+                for name in fields:
+                    other = other | changed[name]
+                if self.arithmetic.any(other):
+                    moments.forget(other)
 
-        def spike(moments: RunningMoments, value: Floats, ratio: float) -> Mask:
+    def _judge(self, finite: Number, loss: Number, log_loss: Number, log_norm: Number) -> Number:
+        where = self.arithmetic.where
+
+        def spike(moments: RunningMoments, value: Number, ratio: float) -> Number:
             distance = moments.distance(value)
             far = (distance > math.log(ratio)) & (distance > SPIKE_SIGMAS * moments.deviation)
-            found: Mask = far & (moments.seen >= SETTLED)
-            return found
+            return far & (moments.seen >= SETTLED)
 
-        verdict = np.full(len(finite), FINE)
-        verdict[spike(self._norm, log_norm, GRADIENT_SPIKE_RATIO)] = GRADIENT_SPIKE
-        verdict[(loss > START_RATIO * self._start) | spike(self._loss, log_loss, LOSS_SPIKE_RATIO)] = LOSS_SPIKE
-        verdict[~finite] = NOT_FINITE
-        return verdict
+        verdict = where(spike(self._norm, log_norm, GRADIENT_SPIKE_RATIO), GRADIENT_SPIKE, FINE)
+        high = (loss > START_RATIO * self._start) | spike(self._loss, log_loss, LOSS_SPIKE_RATIO)
+        return where(self.arithmetic.negate(finite), NOT_FINITE, where(high, LOSS_SPIKE, verdict))
 
-    def _keep(self, alarm: Mask) -> None:
+    def _keep(self, calm: Number) -> None:
         """Every few decisions the snapshot on probation has passed, and the present state takes its place."""
-        self._pending &= ~alarm
-        self._age += 1
-        due = ~alarm & (self._age % SNAPSHOT_EVERY == 0)
-        if due.any():
-            passed = due & self._pending
-            self._good[passed] = 1 - self._good[passed]
-            for slot, snapshots in enumerate(self._slots):
-                snapshots.save(due & (self._good != slot))
-            self._pending |= due
+        xp = self.arithmetic
+        self._pending, self._age = self._pending & calm, self._age + 1
+        due = calm & (self._age % SNAPSHOT_EVERY == 0)
+        if xp.any(due):
+            self._second = self._second ^ (due & self._pending)
+            first, second = self._slots
+            first.save(due & self._second)
+            second.save(due & xp.negate(self._second))
+            self._pending = self._pending | due

@@ -249,7 +249,9 @@ def test_open_and_plain_runs_are_drawn_as_often_as_asked() -> None:
     seen = []
     for seed in range(80):
         observation, info = env.reset(seed=seed)
-        moved = env.step(np.array([len(k.steps) - 1 if k.name in ("batch", "lr") else k.still for k in env.knobs.knobs]))
+        moved = env.step(
+            np.array([len(k.steps) - 1 if k.name in ("batch", "lr") else k.still for k in env.knobs.knobs])
+        )
         plan, after = info["plan"], moved[4]["plan"]
         held = after["batch"] == plan["batch"] < 16
         seen.append((observation[given] == 0, held))

@@ -1,10 +1,14 @@
 """The guard: what it takes for an alarm, what it restores, and how seldom a guarded run ends in ruins."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loopwright.agents.controllers.schedules import Scheduled
 from loopwright.agents.controllers.simple import Constant, OpenLoop
@@ -15,13 +19,13 @@ from loopwright.envs.episode.decision import DIVERGED, RUNNING
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.snapshots import LaneSnapshots
 from loopwright.envs.episode.start import Start
-from loopwright.envs.loop.arithmetic import Many
+from loopwright.envs.loop.arithmetic import Many, One
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, GRADIENT_SPIKE, LOSS_SPIKE, NOT_FINITE, SNAPSHOT_EVERY, Guard
 from loopwright.envs.loop.ledger import read_ledger
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
+from loopwright.envs.loop.plan import ROW, LoopPlan, name_column, name_rows, stack_plans
 from loopwright.envs.loop.telemetry import PROBE, SUMS, Statistics, summarise
 from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.inner_tasks import Task
@@ -36,7 +40,7 @@ def watch(guard: Guard, statistics: Statistics, plans: torch.Tensor) -> tuple[in
     rows = plans.numpy()
     with np.errstate(all="ignore"):
         telemetry = summarise(statistics, rows[ROW["clip"]], Many(1))
-    verdict, given_up = guard.watch(statistics.finite, telemetry, rows)
+        verdict, given_up = guard.watch(statistics.finite, telemetry, name_rows(plans))
     return int(verdict[0]), bool(given_up[0])
 
 
@@ -92,6 +96,43 @@ def test_a_loss_far_above_the_one_before_training_is_an_alarm_at_once(small_task
     for loss, verdict in ((6.9, FINE), (7.1, LOSS_SPIKE)):
         _, guard = guarded(small_task)
         assert watch(guard, crafted(loss, 1.0), stack_plans([LoopPlan()]))[0] == verdict
+
+
+class Told:
+    """A slot that only says what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bool]] = []
+
+    def save(self, chosen: Any) -> None:
+        self.asked.append(("save", bool(np.all(chosen))))
+
+    def restore(self, chosen: Any) -> None:
+        self.asked.append(("restore", bool(np.all(chosen))))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([1e-3, 0.5, 1.0, 1.2, 6.0, 40.0, math.nan, math.inf]), st.floats(1e-3, 1e3),
+            st.sampled_from(["shuffled", "hard-first"]), st.sampled_from([1, 2]),
+        ),
+        min_size=1, max_size=30,
+    )
+)  # fmt: skip
+def test_one_run_is_guarded_as_one_of_many(run: list[tuple[float, float, str, int]]) -> None:
+    slots = [(Told(), Told()) for _ in range(2)]
+    many, one = Guard(slots[0], 1, 3), Guard(slots[1], None, 3)
+    many.begin(np.array([0]), np.array([1.0]))
+    one.begin(0, 1.0)
+    for loss, norm, order, batch in run:
+        statistics, plans = crafted(loss, norm), stack_plans([LoopPlan(order=order, batch=batch)])
+        fields = name_column(plans, 0)
+        telemetry = summarise(statistics, fields["clip"], One())
+        alone = one.watch(bool(statistics.finite[0]), telemetry, fields)
+        assert watch(many, statistics, plans) == alone
+        assert (many.interventions[0], many.rate_scale[0]) == (one.interventions, one.rate_scale)
+    assert [slot.asked for slot in slots[0]] == [slot.asked for slot in slots[1]]
 
 
 def test_another_data_order_is_no_alarm(small_task: Task) -> None:
