@@ -29,7 +29,7 @@ from loopwright.agents.steering.limits import check_counts
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.scripts.real_programs.program import PROGRAMS, get_program
-from loopwright.scripts.real_programs.rivals import RIVALS, STEERED, TUNED, CosineSetting
+from loopwright.scripts.real_programs.rivals import RIVALS, STEERED_BY, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import (
     compare_rivals,
     cut_at,
@@ -46,8 +46,8 @@ SHARE = 0.8  # of the tuned cosine's run, after which its loss is the target
 
 @dataclass
 class Config:
-    policy: str = "core"
-    """Policy to attach: the name of one that comes along, or a file."""
+    policy: str = ""
+    """Policy to attach, a name or a file; by default the one that comes along for the optimizer."""
     programs: tuple[str, ...] = ()
     """Programs to train; all of them if none is named."""
     seeds: int = 5
@@ -79,7 +79,9 @@ class Race:
     """The trials of all stages, those that are there already and those that are missing."""
 
     def __init__(self, config: Config, programs: Sequence[str]) -> None:
-        self.policy = load_policy(config.policy)
+        chosen = {rival: config.policy or name for rival, name in STEERED_BY.items()}
+        loaded = {name: load_policy(name) for name in set(chosen.values())}
+        self.policies = {rival: loaded[name] for rival, name in chosen.items()}
         header = {"versions": read_versions(), "tuning": config.tuning}
         header |= {"programs": {name: asdict(get_program(name)) for name in programs}}
         self.config, self.programs = config, programs
@@ -120,7 +122,7 @@ class Race:
 
     def race(self) -> None:
         """Those without a policy first: what they did stays when a policy is trained anew."""
-        steers = {rival: self.policy if STEERED in rival else None for rival in RIVALS if rival != TUNED}
+        steers = {rival: self.policies.get(rival) for rival in RIVALS if rival != TUNED}
         self.do("contest", (
             (p, rival, seed, "contest", self.choose(p), self.find_target(p), policy)
             for rival, policy in steers.items() for seed in range(self.config.seeds) for p in self.programs
@@ -129,7 +131,8 @@ class Race:
     def collect(self) -> list[TrainingTrial]:
         """A trial of every rival on every program and seed."""
         tuned = [cut_at(t, self.find_target(p)) for p in self.programs for t in self.find("target", p)]
-        raced = [t for p in self.programs for t in self.find("contest", p) if t.policy in ("", self.policy.fingerprint)]
+        prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
+        raced = [t for p in self.programs for t in self.find("contest", p) if t.policy == prints.get(t.rival, "")]
         return [t for t in tuned + raced if t.seed < self.config.seeds]
 
 
@@ -144,7 +147,9 @@ def main(config: Config) -> int:
         contest.race()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
-    provenance = {"policy": config.policy, "seeds": config.seeds, "tuning": config.tuning}
+    plain, whole = (f"`{config.policy or name}`" for name in dict.fromkeys(STEERED_BY.values()))
+    steered = plain if config.policy else f"{plain}, and `loopwright.optimizer` by {whole}"
+    provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
     draw_curves(trials, programs, 0).savefig(config.folder / "programs.png", dpi=110)
     console = Console(width=max(150, Console().width))

@@ -10,7 +10,7 @@ from loopwright.agents.steering.steering import Steering
 
 
 def attach(
-    optimizer: Optimizer, policy: Policy | Path | str = "core", steps: int | None = None, **options: Any
+    optimizer: Optimizer, policy: Policy | Path | str | None = None, steps: int | None = None, **options: Any
 ) -> Steering:
     """Let a policy steer the loop whose updates ``optimizer`` makes: two lines in a loop of one's own.
 

@@ -163,6 +163,11 @@ class PlanOptimizer(Optimizer):
         return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
 
 
+def name_policy(optimizer: Optimizer) -> str:
+    """The policy that comes with the package for such an optimizer: for what most have, or for all that a plan has."""
+    return "core" if isinstance(optimizer, PlanOptimizer) else "lr-clip-average"
+
+
 def optimizer(model: torch.nn.Module | Sequence[torch.Tensor], lr: float = 1e-3, **options: Any) -> PlanOptimizer:
     """An optimizer that can do all that a policy may ask for, of a ``model`` or of its parameters.
 

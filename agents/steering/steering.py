@@ -24,6 +24,7 @@ from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.limits import check_counts, check_limits, follow_first, keep_within, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
+from loopwright.agents.steering.optimizer import name_policy
 from loopwright.agents.steering.pace import find_spacing
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import SlotFunction, make_slots
@@ -46,7 +47,7 @@ class Steering:
 
     Args:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
-        policy: a saved policy, a path to one, or the name of one that the package brings along.
+        policy: a saved policy, a path to one, or the name of one that comes along; None: that for such an optimizer.
         steps: iterations there will be; None where that is open.
         every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
             policy was trained with.
@@ -78,7 +79,7 @@ class Steering:
     def __init__(
         self,
         optimizer: Optimizer,
-        policy: Policy | Path | str = "core",
+        policy: Policy | Path | str | None = None,
         steps: int | None = None,
         *,
         every: int | None = None,
@@ -96,7 +97,7 @@ class Steering:
     ) -> None:
         if hasattr(optimizer, _ATTACHED):
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
-        self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or name_policy(optimizer))
         settings = self.policy.training.get("settings", {})
         self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))

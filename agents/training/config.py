@@ -22,6 +22,14 @@ _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "op
 PRESETS: dict[str, dict[str, Any]] = {
     **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")},
     "blind": {**_LONG, "knobs": "core", "hidden": ("feedback",)},
+    "lr-clip-average": {
+        **_LONG,
+        "knobs": "lr+clip+average",
+        "steps": 600_000,
+        "plain_runs": 1.0,
+        "fields_spread": 0.5,
+        "open_runs": 0.5,
+    },
 }
 # What can be hidden by one name: all but the clock of a run, what is known of it beforehand, what updates cost.
 CLOCK = ("decisions", "budget_given", "budget_left", "budget_passes")

@@ -131,8 +131,6 @@ def _steer(launch: Launch, optimizer: torch.optim.Optimizer) -> Steering:
     )
 
 
-STEERED = "steered"  # in the name of who is
-
 RIVALS: dict[str, Callable[[Launch], Driver]] = {
     TUNED: partial(drive_cosine, factor=1.0),
     "AdamW, default": drive_default,
@@ -143,3 +141,6 @@ RIVALS: dict[str, Callable[[Launch], Driver]] = {
     **{f"AdamW, steered{how}": partial(drive_attached, factor=factor) for how, factor in FACTORS.items()},
     **{f"loopwright.optimizer, steered{how}": partial(drive_whole, factor=factor) for how, factor in FACTORS.items()},
 }
+# The policies that come along for those that are steered.
+STEERED_BY = {name: "core" if name.startswith("loopwright.optimizer") else "lr-clip-average"
+              for name in RIVALS if "steered" in name}  # fmt: skip

@@ -22,7 +22,7 @@ on judged data is at most what AdamW with a cosine, the best of {tuning} setting
 (the median of its seeds). Costs are ratios to that tuned cosine's, geometric mean over programs and {seeds} paired
 seeds with a 95 % interval, below 1 is less; a miss counts as the whole run. Seconds are processor time of one thread,
 with all that steering does inside, its looks at watched data included. "From 10 times its rate": it starts from ten
-times the learning rate that tuning found. Steered by `{policy}`.
+times the learning rate that tuning found. Steered by {policy}.
 
 ![Loss over seconds](programs.png)
 """

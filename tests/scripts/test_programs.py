@@ -16,7 +16,7 @@ from loopwright.scripts import programs
 from loopwright.scripts.programs import Config, list_settings, main
 from loopwright.scripts.real_programs import program as listed
 from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
-from loopwright.scripts.real_programs.rivals import RIVALS, STEERED, TUNED, CosineSetting
+from loopwright.scripts.real_programs.rivals import RIVALS, STEERED_BY, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import SAMPLES, cut_at
 from loopwright.scripts.real_programs.trial import TrainingTrial, run_trial
 
@@ -55,7 +55,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch, iterations: int = 40) -> None:
 def test_every_rival_trains(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten(monkeypatch)
     modest = CosineSetting(3e-4)  # which leaves room for ten times as much
-    trial = run_trial(SMALL, rival, 0, "contest", modest, None, load_policy("core") if STEERED in rival else None)
+    trial = run_trial(
+        SMALL, rival, 0, "contest", modest, None, load_policy(STEERED_BY[rival]) if rival in STEERED_BY else None
+    )
     assert not trial.hit
     assert trial.samples == 40 * 64
     assert trial.seconds > 0

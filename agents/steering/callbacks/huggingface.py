@@ -35,7 +35,7 @@ class HuggingFaceSteering(TrainerCallback):
         LoopwrightError: when training begins, for another schedule of the learning rate.
     """
 
-    def __init__(self, trainer: Trainer, policy: Policy | Path | str = "core", **options: Any) -> None:
+    def __init__(self, trainer: Trainer, policy: Policy | Path | str | None = None, **options: Any) -> None:
         self.trainer, self.policy, self.options = trainer, policy, options
         self.steering: Steering | None = None
         self._loss = LossMean()

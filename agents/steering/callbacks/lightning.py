@@ -31,7 +31,9 @@ class LightningSteering(Callback):
         LoopwrightError: when training begins, for several optimizers, or a schedule of the learning rate.
     """
 
-    def __init__(self, policy: Policy | Path | str = "core", *, validation: str = "val_loss", **options: Any) -> None:
+    def __init__(
+        self, policy: Policy | Path | str | None = None, *, validation: str = "val_loss", **options: Any
+    ) -> None:
         self.policy, self.validation, self.options = policy, validation, options
         self.steering: Steering | None = None
         self._state: dict[str, Any] | None = None
