@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.task import Calibration
 
 TARGETS_FILE = Path(__file__).with_name("targets.json")
@@ -76,10 +77,9 @@ def write_targets(provenance: dict[str, Any], targets: dict[str, Calibration], d
         f"    {json.dumps(name)}: {json.dumps(_shorten(c, common))}" for name, c in sorted(targets.items())
     )
     refused = ",\n".join(f"    {json.dumps(name)}: {json.dumps(why)}" for name, why in sorted(dropped.items()))
-    new = TARGETS_FILE.with_suffix(".new")
-    new.write_text(
+    write_whole(
+        TARGETS_FILE,
         f'{{\n  "provenance": {json.dumps(provenance)},\n  "winners": {json.dumps(common)},\n'
-        f'  "targets": {{\n{lines}\n  }},\n  "dropped": {{\n{refused}\n  }}\n}}\n'
+        f'  "targets": {{\n{lines}\n  }},\n  "dropped": {{\n{refused}\n  }}\n}}\n',
     )
-    new.replace(TARGETS_FILE)
     _stored.cache_clear()

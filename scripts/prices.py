@@ -21,6 +21,7 @@ from loopwright.agents.controllers.optimizers import Optimized
 from loopwright.envs.engine.prices import PRICE_ROUNDS, PRICES_FILE, measure_prices, read_prices
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.envs.loop.plan import OPTIMIZERS
+from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.models import MLP, ModelSpec
 from loopwright.inner_tasks.registry import list_families
 from loopwright.scripts.run import run
@@ -77,7 +78,7 @@ def main(config: Config) -> None:
     config.docs.mkdir(parents=True, exist_ok=True)
     if config.show:
         written = write_prices_page(json.loads(PRICES_FILE.read_text()))
-        (config.docs / "prices.md").write_text(written)
+        write_whole(config.docs / "prices.md", written)
         print(written)
         return
     models = list(dict.fromkeys(model for family in list_families().values() for model in family.models))
@@ -91,9 +92,9 @@ def main(config: Config) -> None:
     provenance = {"unit": "passes over a microbatch", "threads": 1, "rounds": PRICE_ROUNDS, "versions": read_versions(),
                   "cpu": torch.backends.cpu.get_cpu_capability(), "date": date.today().isoformat()}  # fmt: skip
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    PRICES_FILE.write_text(f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
+    write_whole(PRICES_FILE, f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
     read_prices.cache_clear()
-    (config.docs / "prices.md").write_text(write_prices_page({"provenance": provenance, "entries": entries}))
+    write_whole(config.docs / "prices.md", write_prices_page({"provenance": provenance, "entries": entries}))
     table = Table("model", *(Column(name, justify="right") for name in entries[0]["passes"]))
     for entry in entries:
         table.add_row(f"{entry['model']} at {entry['microbatch']}", *(f"{v:.2g}" for v in entry["passes"].values()))

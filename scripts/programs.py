@@ -11,7 +11,6 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.judging.results import write_whole
 from loopwright.agents.steering.limits import check_counts
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
+from loopwright.envs.loop.storage import write_whole, writing
 from loopwright.scripts.real_programs.program import PROGRAMS, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, STEERED_BY, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import (
@@ -141,17 +140,17 @@ def main(config: Config) -> int:
     torch.set_num_threads(1)
     programs = list(config.programs) or list(PROGRAMS)
     contest = Race(config, programs)
-    with closing(contest.file):
-        contest.tune()
-        contest.aim()
-        contest.race()
+    contest.tune()
+    contest.aim()
+    contest.race()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
     plain, whole = (f"`{config.policy or name}`" for name in dict.fromkeys(STEERED_BY.values()))
     steered = plain if config.policy else f"{plain}, and `loopwright.optimizer` by {whole}"
     provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
-    draw_curves(trials, programs, 0).savefig(config.folder / "programs.png", dpi=110)
+    with writing(config.folder / "programs.png") as picture:
+        draw_curves(trials, programs, 0).savefig(picture, dpi=110)
     console = Console(width=max(150, Console().width))
     for table in tables:
         shown = Shown(*table.header, title=table.title)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.family import TaskFamily
 from loopwright.inner_tasks.losses import METRICS
 from loopwright.inner_tasks.registry import list_families
@@ -111,8 +112,8 @@ def main(config: Config) -> None:
     for name in tqdm(config.families or list(known), desc="scores", unit="family"):
         scores[name] = score(known[name], config.samples, config.draws)
         ordered = [asdict(scores[family]) for family in known if family in scores]
-        results.write_text(json.dumps(ordered, indent=1) + "\n")
-        (config.docs / "tasks.md").write_text(page(scores))
+        write_whole(results, json.dumps(ordered, indent=1) + "\n")
+        write_whole(config.docs / "tasks.md", page(scores))
     print(f"wrote {config.docs / 'tasks.md'} and {results}")
 
 

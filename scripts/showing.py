@@ -10,6 +10,7 @@ from rich.table import Table
 
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.ledger import LedgerContent
+from loopwright.envs.loop.storage import writing
 from loopwright.envs.render import find_changed_fields, plot_plan
 
 OF_RUNS = ("decision", "spent", "saw (most changed)", "changed", "loss: train", "target", "reward", "then")
@@ -86,7 +87,8 @@ def draw_ledger(content: LedgerContent, path: Path) -> None:
     for axes, field in zip(rows[1:], fields, strict=True):
         plot_plan(axes, at, [plan[field] for plan in plans], field, where="post" if steered else "pre")
     rows[-1].set_xlabel("updates" if steered else "cost (geq)")
-    figure.savefig(path)
+    with writing(path) as beside:
+        figure.savefig(beside)
 
 
 def _find_most_changed(before: dict[str, float] | None, now: dict[str, float] | None) -> str:

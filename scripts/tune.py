@@ -25,6 +25,7 @@ from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.tuning import TUNING_SEEDS, find_edges, plan_rounds, tune_competitor
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
 from loopwright.scripts.run import compile_where_possible, run
@@ -96,7 +97,7 @@ def main(config: Config) -> None:
         ordered = {
             own: {n: lists[own][n] for n in COMPETITORS if n in lists[own]} for own in TUNED_LISTS if own in lists
         }
-        TUNED_FILE.write_text(json.dumps(ordered, indent=1) + "\n")
+        write_whole(TUNED_FILE, json.dumps(ordered, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from loopwright.envs.loop.errors import BundleError, LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.storage import writing
 
 CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
              "widths", "start", "training", "sha256"}  # fmt: skip
@@ -23,11 +24,13 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 
 def save_policy(policy: Policy, path: Path | str) -> None:
-    """Write the policy's bundle to ``path``, a ``.safetensors`` file."""
-    path = Path(path)
+    """Write the policy's bundle to ``path``, a ``.safetensors`` file. Raises ``LoopwrightError`` where that fails."""
     card = policy.describe() | {"sha256": policy.fingerprint}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(policy.weights, path, metadata={"card": json.dumps(card)})
+    with writing(Path(path)) as beside:
+        try:
+            save_file(policy.weights, beside, metadata={"card": json.dumps(card)})
+        except SafetensorError as problem:
+            raise BundleError(f"cannot write {path}: {problem}") from problem
 
 
 def list_policies() -> list[str]:

@@ -87,15 +87,12 @@ def judge(
     results = ResultsFile(folder / RESULTS, header, fingerprints)
     rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
     contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
-    try:
-        with limit_threads(1):
-            contest.run_side_by_side(contestants if ledgers else ())
-            if everything and searches:
-                contest.run_searches()
-            if everything:
-                contest.run_replays()
-    finally:
-        results.close()
+    with limit_threads(1):
+        contest.run_side_by_side(contestants if ledgers else ())
+        if everything and searches:
+            contest.run_searches()
+        if everything:
+            contest.run_replays()
     contest.time(timings, list_searches() if everything and searches else [])
     return _evaluate(contest, controllers, members, timings.timings, searches)
 

@@ -19,6 +19,7 @@ from loopwright.agents.judging.figures import (
     write_svg,
 )
 from loopwright.agents.judging.tables import Table, make_method_table, make_summary_table, make_tables, make_task_table
+from loopwright.envs.loop.storage import write_whole, writing
 
 REPORT = ("summary.json", "tables.md", "evaluation.png", "report.html")
 
@@ -44,13 +45,13 @@ def write_markdown(table: Table) -> str:
 
 def write_report(evaluation: Evaluation, folder: Path, provenance: dict[str, Any]) -> list[Path]:
     """Write ``summary.json``, ``tables.md``, ``evaluation.png`` and the self-contained ``report.html``."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in REPORT]
-    paths[0].write_text(json.dumps({"provenance": provenance, **evaluation.as_dict()}, indent=1) + "\n")
-    paths[1].write_text("\n".join(write_markdown(table) for table in make_tables(evaluation)))
+    write_whole(paths[0], json.dumps({"provenance": provenance, **evaluation.as_dict()}, indent=1) + "\n")
+    write_whole(paths[1], "\n".join(write_markdown(table) for table in make_tables(evaluation)))
     drawn = list(dict.fromkeys(task for suite in evaluation.suites for task in find_typical_tasks(evaluation, suite)))
-    draw_runs(evaluation, drawn).savefig(paths[2], dpi=100)
-    paths[3].write_text(write_html(evaluation, provenance))
+    with writing(paths[2]) as picture:
+        draw_runs(evaluation, drawn).savefig(picture, dpi=100)
+    write_whole(paths[3], write_html(evaluation, provenance))
     return paths
 
 

@@ -5,7 +5,6 @@ reading cuts a half-written line off, and an evaluation that goes on skips the r
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.storage import append_line, write_whole
 
 RESULTS_FORMAT = "loopwright-results-1"
 
@@ -140,32 +140,19 @@ class ResultsFile:
             cut_unfinished_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.done = {record.key for record in self.records}
-        self._file = path.open("a")
+        if not path.exists():
+            write_whole(path, "")
         both = {name: max(known.get(name, []), methods.get(name, []), key=len) for name in {**known, **methods}}
         if both != known:
-            self._file.write(json.dumps({**header, "methods": both}) + "\n")
-            self._file.flush()
+            append_line(path, json.dumps({**header, "methods": both}).encode() + b"\n")
 
     def append(self, record: RunRecord) -> None:
         """Keep a record. Raises ``LoopwrightError`` for a run that is there already."""
         if record.key in self.done:
             raise LoopwrightError(f"{self.path} already holds the run {record.key}")
-        self._file.write(json.dumps(record.as_json()) + "\n")
-        self._file.flush()
+        append_line(self.path, json.dumps(record.as_json()).encode() + b"\n")
         self.done.add(record.key)
         self.records.append(record)
-
-    def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: what is interrupted leaves the one that was there."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 def _one_continues(first: list[str], second: list[str]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from loopwright.agents.judging.results import RunRecord, write_whole
+from loopwright.agents.judging.results import RunRecord
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.randomness import draw_control_samples, make_key
@@ -33,6 +33,7 @@ from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
+from loopwright.envs.loop.storage import write_whole
 from loopwright.envs.loop.telemetry import Statistics, summarise
 from loopwright.inner_tasks.task import Split, Task
 

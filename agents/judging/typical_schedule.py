@@ -12,12 +12,13 @@ import torch
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import OpenLoop
-from loopwright.agents.judging.results import RunRecord, write_whole
+from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.runner import run_controller
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
 

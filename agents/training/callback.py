@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from loopwright.agents.training.config import TrainingConfig
+from loopwright.envs.loop.storage import writing
 
 
 class TrainingCallback(BaseCallback):
@@ -51,7 +52,6 @@ class TrainingCallback(BaseCallback):
         self._bar.close()
 
     def checkpoint(self) -> None:
-        """Write the agent beside the old one and swap them, so that a killed process leaves a whole checkpoint."""
-        new = self.folder / "checkpoint.new.zip"
-        self.model.save(new)
-        new.replace(self.folder / "checkpoint.zip")
+        """Keep the agent as it is now, in place of what was kept before."""
+        with writing(self.folder / "checkpoint.zip") as beside:
+            self.model.save(beside)

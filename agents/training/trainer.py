@@ -24,6 +24,7 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.storage import write_whole
 from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
@@ -90,8 +91,7 @@ def _claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
             raise LoopwrightError(f"{described} was written for another configuration: {before}")
     elif checkpoint.exists() or (folder / "policy.safetensors").exists():
         raise LoopwrightError(f"{folder} already holds a training; resume it, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    described.write_text(json.dumps(asdict(config), indent=1))
+    write_whole(described, json.dumps(asdict(config), indent=1))
 
 
 def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:

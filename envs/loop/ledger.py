@@ -18,6 +18,7 @@ from typing import Any
 
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
+from loopwright.envs.loop.storage import append_line
 
 LEDGER_FORMAT = "loopwright-ledger-3"
 GENESIS = "0" * 64  # the hash before the first line
@@ -118,13 +119,10 @@ class Ledger:
         return cls(path, content.last_hash)
 
     def append(self, content: dict[str, Any]) -> None:
-        """Write one line, in one call, and hand it to the operating system."""
-        line, self._last = _seal(make_json_value(content), self._last)
-        file = os.open(self.path, os.O_APPEND | os.O_WRONLY)  # thousands of runs at once would exhaust open files
-        try:
-            os.write(file, line)
-        finally:
-            os.close(file)
+        """Write one line, in one call, and hand it to the operating system. Raises as ``append_line`` does."""
+        line, digest = _seal(make_json_value(content), self._last)
+        append_line(self.path, line)  # thousands of runs at once would exhaust open files
+        self._last = digest
 
 
 def read_versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from loopwright.agents.judging.results import RunRecord, cut_unfinished_line
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import append_line, write_whole
 from loopwright.scripts.real_programs.program import Batch, Program, draw_batches, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, CosineSetting, Launch
 
@@ -134,8 +135,9 @@ class TrialsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:
             self._read(path, header)
-        self._file = path.open("a")
-        if not path.stat().st_size:
+        self.path = path
+        if not path.exists() or not path.stat().st_size:
+            write_whole(path, "")
             self._write(header)
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
@@ -151,15 +153,11 @@ class TrialsFile:
             raise LoopwrightError(f"{path} holds another contest ({', '.join(differs)} differ); choose another folder")
 
     def _write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        append_line(self.path, json.dumps(values).encode() + b"\n")
 
     def append(self, trial: TrainingTrial) -> None:
         self._write(asdict(trial))
         self.trials.append(trial)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _read_trial(values: dict[str, Any]) -> TrainingTrial:

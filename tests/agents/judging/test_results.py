@@ -24,9 +24,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     written = ResultsFile(tmp_path / "runs.jsonl", HEADER, METHODS)
     written.append(record(1, TRACE))
     written.append(record(2))
-    written.close()
     again = ResultsFile(tmp_path / "runs.jsonl", HEADER, METHODS)
-    again.close()
     assert again.records == [record(1, TRACE), record(2)]
     assert again.done == {record(1).key, record(2).key}
     assert '"clip": ["inf", 2.0]' in (tmp_path / "runs.jsonl").read_text()  # only what changed is written out
@@ -37,14 +35,12 @@ def test_a_half_written_line_is_cut_off_and_the_rest_is_kept(tmp_path: Path) -> 
     written = ResultsFile(path, HEADER, METHODS)
     for seed in (1, 2):
         written.append(record(seed))
-    written.close()
     whole = path.read_bytes()
     for length in range(whole.rstrip(b"\n").rfind(b"\n") + 1, len(whole)):
         path.write_bytes(whole[:length])
         again = ResultsFile(path, HEADER, METHODS)
         assert again.records == [record(1)]
         again.append(record(2))
-        again.close()
         assert path.read_bytes() == whole
 
 
@@ -54,7 +50,6 @@ def test_no_run_counts_twice(tmp_path: Path) -> None:
     written.append(record(1))
     with pytest.raises(LoopwrightError, match="already holds the run"):
         written.append(record(1))
-    written.close()
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, lines[-1]]))
     with pytest.raises(LoopwrightError, match="counted twice"):
@@ -63,7 +58,7 @@ def test_no_run_counts_twice(tmp_path: Path) -> None:
 
 def test_results_of_another_evaluation_or_damaged_ones_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    ResultsFile(path, HEADER, METHODS).close()
+    ResultsFile(path, HEADER, METHODS)
     with pytest.raises(LoopwrightError, match=r"another evaluation \(seeds differ\)"):
         ResultsFile(path, {**HEADER, "seeds": [1]}, METHODS)
     with pytest.raises(LoopwrightError, match=r"another evaluation \(agent differ\)"):
@@ -82,15 +77,12 @@ def test_methods_can_be_added_later(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     first = ResultsFile(path, HEADER, METHODS)
     first.append(record(1))
-    first.close()
     more = ResultsFile(path, HEADER, {**METHODS, "SOAP": ["three"]})
     assert more.records == [record(1)]
     more.append(record(2))
-    more.close()
     fewer = ResultsFile(path, HEADER, {"SOAP": ["three"]})
     assert fewer.records == [record(1), record(2)]
-    fewer.close()
-    ResultsFile(path, HEADER, {"agent": ["one", "two", "four"]}).close()
+    ResultsFile(path, HEADER, {"agent": ["one", "two", "four"]})
     header, records = read_results(path)
     assert header["methods"] == {"agent": ["one", "two", "four"], "SOAP": ["three"]}
     assert path.read_text().count("format") == 3

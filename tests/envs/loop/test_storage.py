@@ -1,0 +1,99 @@
+"""Files that are written whole or not at all: full disks, folders that cannot be written to, who is interrupted."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import append_line, write_whole, writing
+
+
+def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_whole(path, "one")
+    write_whole(path, b"two")
+    assert path.read_text() == "two"
+    with writing(path) as beside:
+        assert beside.suffix == ".json"
+        beside.write_text("three")
+        assert path.read_text() == "two"
+    assert path.read_text() == "three"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_who_fails_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "one")
+
+    def fail(problem: BaseException) -> None:
+        with writing(path) as beside:
+            beside.write_text("half")
+            raise problem
+
+    for problem in (KeyboardInterrupt(), ZeroDivisionError()):
+        with pytest.raises(type(problem)):
+            fail(problem)
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(LoopwrightError, match=r"cannot write .*file: Permission denied"):
+        write_whole(tmp_path / "file", "one")
+
+
+def test_a_file_in_place_of_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoopwrightError, match=r"cannot write .*inside: (File exists|Not a directory)"):
+        write_whole(tmp_path / "file" / "inside", "one")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import append_line, write_whole
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for work in (lambda: write_whole(Path("whole"), "x" * 2000), lambda: append_line(Path("lines"), b"x" * 600 + b"\\n")):
+    try:
+        work()
+    except LoopwrightError as problem:
+        print(problem)
+"""
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """Of a file as large as may be, a write takes only a part, or nothing."""
+    (tmp_path / "whole").write_text("before")
+    (tmp_path / "lines").write_bytes(b"y" * 599 + b"\n")
+    result = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        "cannot write whole: File too large",
+        "cannot append to lines: 400 of 601 bytes were written; is it full?",
+    ]
+    assert (tmp_path / "whole").read_text() == "before"
+    assert (tmp_path / "lines").read_bytes() == b"y" * 599 + b"\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lines", "whole"]
+
+
+def test_a_line_that_cannot_be_appended_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", refuse)
+        with pytest.raises(LoopwrightError, match="lines: No space left on device"):
+            append_line(path, b"two\n")
+    append_line(path, b"three\n")
+    assert path.read_bytes() == b"one\nthree\n"
