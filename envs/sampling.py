@@ -33,7 +33,7 @@ PLAIN_FIELDS: dict[str, Any] = {
     "optimizer": "adamw", "momentum": 0.9, "second_momentum": 0.999, "weight_decay": 0.01, "clip": math.inf,
     "average": 0.0,
 }  # fmt: skip
-PLAIN_HELD = ("optimizer", "batch")
+PLAIN_HELD = ("optimizer", "batch")  # and in half of them the average: few loops evaluate one
 OPEN_BUDGETS = (0.25, 1.0)  # of open runs, in multiples of C*: drawn log-uniformly
 SGD_FACTOR = 30.0  # what a learning rate of adamw is multiplied by for sgd: about the ratio of what is tuned for each
 
@@ -85,7 +85,7 @@ class TaskSampler:
         withheld: the chance with which each source of information (``envs.loop.context``) is withheld.
         open_runs: the chance of an open run: without a target, for a budget drawn from ``OPEN_BUDGETS``.
         plain_runs: the chance of a plain run: it starts around torch's AdamW instead, and the optimizer and the batch
-            size stay what they are at the start, as in a loop that a policy is attached to.
+            size, in half of them the average too, stay what they are, as in a loop that a policy is attached to.
 
     Raises:
         LoopwrightError: no task, an unknown one, one without a target or without data; a chance outside [0, 1].
@@ -137,7 +137,8 @@ class TaskSampler:
         task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self._plain_plan if plain else self.plan)
         prices = self._settings.price_list.draw(rng, task.model, self._settings.microbatch)
         withheld = tuple(source for source in INFORMATION if self._withheld and rng.random() < self._withheld)
-        start = Start(task, seed, plan, prices, withheld=withheld, held=PLAIN_HELD if plain else ())
+        held = (*PLAIN_HELD, *(("average",) if rng.random() < 0.5 else ())) if plain else ()
+        start = Start(task, seed, plan, prices, withheld=withheld, held=held)
         if not (self._open_runs and rng.random() < self._open_runs):
             return start
         budget = float(np.exp(rng.uniform(*np.log(OPEN_BUDGETS))))

@@ -1,6 +1,6 @@
 """The averaged copy of the weights that a plan's ``average`` asks for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,14 +9,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """An exponential average of parameters, by torch's own; of their buffers (batch norm) there is none."""
+    """An exponential average of parameters, by torch's own, and of such ``buffers`` as go with them.
 
-    def __init__(self) -> None:
-        self.weights: list[torch.Tensor] = []
+    The statistics of batch norm are those of the weights as they were: an average of weights fits an average of these.
+    """
+
+    def __init__(self, buffers: Iterable[torch.Tensor] = ()) -> None:
+        self._buffers = [buffer for buffer in buffers if buffer.is_floating_point()]
+        self.weights: list[torch.Tensor] = []  # the parameters', and then the buffers'
 
     @torch.no_grad()
     def update(self, parameters: Sequence[torch.Tensor], half_life: float) -> None:
         """Take in the weights after an update; half of the average is forgotten every ``half_life`` updates."""
+        parameters = [*parameters, *self._buffers]
         if half_life <= 0:
             self.weights = []
         elif [p.shape for p in parameters] != [w.shape for w in self.weights]:
@@ -39,7 +44,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self, parameters: Sequence[torch.Tensor]) -> None:
-        for p, weight in zip(parameters, self.weights, strict=True):
+        for p, weight in zip([*parameters, *self._buffers], self.weights, strict=True):
             held = p.detach().clone()
             p.copy_(weight)
             weight.copy_(held)

@@ -57,7 +57,7 @@ class Steering:
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
-        model: whose buffers (batch norm) are brought back with the weights; None leaves them alone.
+        model: whose buffers (batch norm) are brought back and averaged with the weights; None leaves them alone.
         snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights
             and optimizer state in memory.
         prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
@@ -112,7 +112,7 @@ class Steering:
         self._steered = self._find_steered()
         self.decisions = self.updates = self.iterations = 0
         self.stopped: str | None = None
-        self._average = WeightAverage()
+        self._average = WeightAverage([] if model is None else model.buffers())
         self._observer = Observer()
         self._context = Context(
             control=False, target=target, budget=None if steps is None else float(steps * (batch_size or 1)),
