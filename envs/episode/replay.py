@@ -109,7 +109,7 @@ def _execute(content: LedgerContent, task: Task, settings: EpisodeSettings, fold
         recorder=Recorder(folder, author),
     )  # fmt: skip
     start = LoopPlan.from_json(header["start"])
-    withheld, open_budget = tuple(header["withheld"]), header["open_budget"]
+    withheld, open_budget = tuple(header["withheld"]), header.get("open_budget", 0.0)  # there were none at first
     begun = Start(task, header["seed"], start, header["prices"], withheld=withheld, open_budget=open_budget)
     batch.begin([lane], [begun])
     knobs = KnobSet(author.knobs, author.action or "discrete") if author.knobs else None

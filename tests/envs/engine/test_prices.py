@@ -113,6 +113,17 @@ def test_a_ledger_holds_the_prices_and_is_executed_with_them(small_task: Task, t
     assert loopwright.replay(path, small_task).exact
 
 
+def test_an_open_run_is_executed_again_as_one(small_task: Task, tmp_path: Path) -> None:
+    batch = EpisodeBatch(small_task, 1, EpisodeSettings(reward="log-progress"), recorder=Recorder(tmp_path))
+    batch.begin([0], [Start(small_task, 3, LoopPlan(learning_rate=1e-4), withheld=("target",), open_budget=0.5)])
+    while batch.live.any():
+        batch.decide(batch.plans)
+    (path,) = tmp_path.iterdir()
+    assert read_ledger(path).header["open_budget"] == 0.5
+    assert read_ledger(path).entries[-1]["outcome"] == "miss"
+    assert loopwright.replay(path, small_task).exact
+
+
 def test_an_environment_draws_prices_in_their_order(small_task: Task) -> None:
     low, high = find_price_range()
     rng, model = np.random.default_rng(0), small_task.model
