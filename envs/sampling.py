@@ -1,7 +1,7 @@
 """TaskSampler: which task an episode draws, its seed, and what it starts from. For both environments."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,14 +26,14 @@ DRAWN_FIELDS: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0.0, 0.01, 0.1, 0.5),
     "batch": (1, 2, 4, 8),
     "average": (0.0, 8.0, 32.0, 128.0),
-    "clip": (math.inf, 4.0, 1.0, 0.25),
 }
 # What a plain run starts with around the learning rate: torch's AdamW and nothing besides, as most users' loops.
 PLAIN_FIELDS: dict[str, Any] = {
     "optimizer": "adamw", "momentum": 0.9, "second_momentum": 0.999, "weight_decay": 0.01, "clip": math.inf,
     "average": 0.0,
 }  # fmt: skip
-PLAIN_HELD = ("optimizer", "batch")  # and in half of them the average: few loops evaluate one
+PLAIN_DRAWN = {**DRAWN_FIELDS, "clip": (math.inf, 4.0, 1.0, 0.25)}
+PLAIN_HELD = ("optimizer", "batch")
 OPEN_BUDGETS = (0.25, 1.0)  # of open runs, in multiples of C*: drawn log-uniformly
 SGD_FACTOR = 30.0  # what a learning rate of adamw is multiplied by for sgd: about the ratio of what is tuned for each
 
@@ -56,11 +56,13 @@ class Spread:
         if not 0 <= self.fields <= 1:
             raise LoopwrightError(f"fields of a spread must be a chance, in [0, 1]; got {self.fields}")
 
-    def draw(self, rng: np.random.Generator, plan: LoopPlan) -> LoopPlan:
-        """A plan around ``plan``. Nothing is drawn for a spread of 0."""
+    def draw(
+        self, rng: np.random.Generator, plan: LoopPlan, among: Mapping[str, tuple[Any, ...]] = DRAWN_FIELDS
+    ) -> LoopPlan:
+        """A plan around ``plan``, its fields drawn ``among`` these. Nothing is drawn for a spread of 0."""
         changes: dict[str, Any] = {}
         if self.fields:
-            for name, values in DRAWN_FIELDS.items():
+            for name, values in among.items():
                 value, drawn = values[int(rng.integers(len(values)))], rng.random() < self.fields
                 if drawn:
                     changes[name] = value
@@ -85,7 +87,7 @@ class TaskSampler:
         withheld: the chance with which each source of information (``envs.loop.context``) is withheld.
         open_runs: the chance of an open run: without a target, for a budget drawn from ``OPEN_BUDGETS``.
         plain_runs: the chance of a plain run: it starts around torch's AdamW instead, and the optimizer and the batch
-            size, in half of them the average too, stay what they are, as in a loop that a policy is attached to.
+            size stay what they are at the start, as in a loop that a policy is attached to.
 
     Raises:
         LoopwrightError: no task, an unknown one, one without a target or without data; a chance outside [0, 1].
@@ -134,11 +136,11 @@ class TaskSampler:
         drawn = tasks[int(rng.integers(len(tasks)))]
         seed = int(rng.integers(2**31))
         plain = bool(self._plain_runs) and rng.random() < self._plain_runs
-        task, plan = draw_task(chosen or drawn), self.spread.draw(rng, self._plain_plan if plain else self.plan)
+        around = (self._plain_plan, PLAIN_DRAWN) if plain else (self.plan, DRAWN_FIELDS)
+        task, plan = draw_task(chosen or drawn), self.spread.draw(rng, *around)
         prices = self._settings.price_list.draw(rng, task.model, self._settings.microbatch)
         withheld = tuple(source for source in INFORMATION if self._withheld and rng.random() < self._withheld)
-        held = (*PLAIN_HELD, *(("average",) if rng.random() < 0.5 else ())) if plain else ()
-        start = Start(task, seed, plan, prices, withheld=withheld, held=held)
+        start = Start(task, seed, plan, prices, withheld=withheld, held=PLAIN_HELD if plain else ())
         if not (self._open_runs and rng.random() < self._open_runs):
             return start
         budget = float(np.exp(rng.uniform(*np.log(OPEN_BUDGETS))))

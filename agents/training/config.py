@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 600_000,
         "plain_runs": 1.0,
         "fields_spread": 0.5,
-        "open_runs": 0.5,
+        "open_runs": 1.0,
     },
 }
 # What can be hidden by one name: all but the clock of a run, what is known of it beforehand, what updates cost.
@@ -68,9 +68,9 @@ class TrainingConfig:
     """What updates cost: "gradients" (nothing), "measured", or "drawn" for every episode, for the policy to read."""
     withheld: float = 0.1
     """Chance with which each source is withheld from the policy: control split, target, budget, size, prices."""
-    open_runs: float = 0.3
+    open_runs: float = 0.0
     """Chance of an open run: no target, a budget of a quarter of C* to C*, rewarded by how far it comes."""
-    plain_runs: float = 0.3
+    plain_runs: float = 0.0
     """Chance of a plain run: it starts around torch's AdamW, and the optimizer and the batch size stay."""
     hidden: tuple[str, ...] = ()
     """Features that the policy never sees, for ablations: names, beginnings of names with a "*" at the end, or
