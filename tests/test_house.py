@@ -15,7 +15,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 # What each room may import of the package; a room may always import itself.
 MAY_IMPORT = {
     "envs.loop": (),
-    "inner_tasks": ("envs.loop.errors",),
+    "inner_tasks": ("envs.loop.errors", "envs.loop.storage"),
     "envs.engine": ("envs.loop", "inner_tasks"),
     "envs.episode": ("envs.loop", "inner_tasks", "envs.engine"),
     "envs": ("envs", "inner_tasks"),

@@ -202,7 +202,6 @@ def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed
     monkeypatch.setattr(Contest, "_run", lambda self, chosen, part: jobs.extend(chosen))
     contest = Contest([], "", [get_task(TASK)], list(paid), results, 1, SHORT, 1, lambda part, done: None)
     contest.run_replays()
-    results.close()
     assert {job.seed: job.controller.start.learning_rate for job in jobs} == {0: 100.0, 1: 200.0, 2: 100.0}
 
 
