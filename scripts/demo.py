@@ -19,6 +19,7 @@ from loopwright.agents.judging.report import REPORT
 from loopwright.agents.training.config import TrainingConfig
 from loopwright.agents.training.trainer import train
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import is_unfinished
 from loopwright.scripts.evaluate import evaluate, provenance, show_evaluation
 from loopwright.scripts.run import compile_where_possible, run
 
@@ -49,13 +50,13 @@ def clear(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise LoopwrightError(f"{folder} is a file; give a folder")
-    found = list(folder.iterdir())
-    strange = sorted(
-        path.name for path in found if path.name not in (*LEFT_BY_TRAINING, *LEFT_BY_JUDGING, *TUNED_LISTS)
-    )
+    found, known = list(folder.iterdir()), (*LEFT_BY_TRAINING, *LEFT_BY_JUDGING, *TUNED_LISTS)
+    strange = sorted(path.name for path in found if path.name not in known and not is_unfinished(path))
     for prices in TUNED_LISTS:
         strange += sorted(
-            f"{prices}/{path.name}" for path in (folder / prices).glob("*") if path.name not in LEFT_BY_JUDGING
+            f"{prices}/{path.name}"
+            for path in (folder / prices).glob("*")
+            if path.name not in LEFT_BY_JUDGING and not is_unfinished(path)
         )
     if strange:
         raise LoopwrightError(f"{folder} holds what no demo wrote: {', '.join(strange[:3])}; give another folder")

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.limits import check_counts
+from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.envs.loop.storage import write_whole, writing
@@ -145,8 +146,8 @@ def main(config: Config) -> int:
     contest.race()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
-    plain, whole = (f"`{config.policy or name}`" for name in dict.fromkeys(STEERED_BY.values()))
-    steered = plain if config.policy else f"{plain}, and `loopwright.optimizer` by {whole}"
+    by_default = f"`{PLAIN_POLICY}`, and `loopwright.optimizer` by `{WHOLE_POLICY}`"
+    steered = f"`{config.policy}`" if config.policy else by_default
     provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
     with writing(config.folder / "programs.png") as picture:

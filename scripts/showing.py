@@ -87,7 +87,7 @@ def draw_ledger(content: LedgerContent, path: Path) -> None:
     for axes, field in zip(rows[1:], fields, strict=True):
         plot_plan(axes, at, [plan[field] for plan in plans], field, where="post" if steered else "pre")
     rows[-1].set_xlabel("updates" if steered else "cost (geq)")
-    with writing(path) as beside:
+    with writing(path if path.suffix else path.with_suffix(".png")) as beside:
         figure.savefig(beside)
 
 

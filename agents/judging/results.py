@@ -138,7 +138,6 @@ class ResultsFile:
                     f"choose another folder"
                 )
             cut_unfinished_line(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.done = {record.key for record in self.records}
         if not path.exists():
             write_whole(path, "")

@@ -18,6 +18,7 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
 
+WHOLE_POLICY, PLAIN_POLICY = "core", "lr-clip-average"  # for all that a plan has; for what most optimizers have
 _Tensors = list[torch.Tensor]
 UpdateHook = Callable[[_Tensors, _Tensors, _Tensors], None]
 
@@ -165,7 +166,7 @@ class PlanOptimizer(Optimizer):
 
 def name_policy(optimizer: Optimizer) -> str:
     """The policy that comes with the package for such an optimizer: for what most have, or for all that a plan has."""
-    return "core" if isinstance(optimizer, PlanOptimizer) else "lr-clip-average"
+    return WHOLE_POLICY if isinstance(optimizer, PlanOptimizer) else PLAIN_POLICY
 
 
 def optimizer(model: torch.nn.Module | Sequence[torch.Tensor], lr: float = 1e-3, **options: Any) -> PlanOptimizer:

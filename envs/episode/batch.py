@@ -115,8 +115,8 @@ class EpisodeBatch:
         prices = [self._quote(start) for start in starts]
         targets = torch.tensor([c.target for c in calibrations])
         scale = [self._price_calibration(c, own) for c, own in zip(calibrations, prices, strict=True)]
-        factors = torch.tensor([start.open_budget or self.settings.budget_factor for start in starts])
-        budgets = torch.tensor([c.cost for c in calibrations]).double() * factors
+        factors = [start.open_budget or self.settings.budget_factor for start in starts]
+        budgets = torch.tensor([c.cost for c in calibrations]).double() * torch.tensor(factors, dtype=torch.float64)
         budgets *= torch.tensor(scale, dtype=torch.float64)
         self.lanes.load(lanes, tasks, [start.seed for start in starts])
         for lane, start, own in zip(lanes, starts, prices, strict=True):

@@ -4,11 +4,19 @@ Whoever is interrupted, or finds the disk full, leaves what was there before. A 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from loopwright.envs.loop.errors import LoopwrightError
+
+_UNFINISHED = re.compile(r"\..+\.\d+(\.\w+)?")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is, by its name, what ``writing`` leaves of one where its process is killed."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
 
 @contextmanager
@@ -43,15 +51,16 @@ def append_line(path: Path, line: bytes) -> None:
 
     What was written of it is then taken back.
     """
-    file = os.open(path, os.O_APPEND | os.O_WRONLY)
     try:
-        before = os.fstat(file).st_size
+        file = os.open(path, os.O_APPEND | os.O_WRONLY)
         try:
+            before = os.fstat(file).st_size
             written = os.write(file, line)
-        except OSError as problem:
-            raise LoopwrightError(f"cannot append to {path}: {problem.strerror}") from problem
-        if written < len(line):
-            os.ftruncate(file, before)
-            raise LoopwrightError(f"cannot append to {path}: {written} of {len(line)} bytes were written; is it full?")
-    finally:
-        os.close(file)
+            if written < len(line):
+                os.ftruncate(file, before)
+        finally:
+            os.close(file)
+    except OSError as problem:
+        raise LoopwrightError(f"cannot append to {path}: {problem.strerror}") from problem
+    if written < len(line):
+        raise LoopwrightError(f"cannot append to {path}: {written} of {len(line)} bytes were written; is it full?")

@@ -132,7 +132,6 @@ class TrialsFile:
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         header = json.loads(json.dumps({"format": TRIALS_FORMAT, **header}))
         self.trials: list[TrainingTrial] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:
             self._read(path, header)
         self.path = path

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.storage import append_line, write_whole, writing
+from loopwright.envs.loop.storage import append_line, is_unfinished, write_whole, writing
 
 
 def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
@@ -40,6 +40,14 @@ def test_who_fails_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
             fail(problem)
     assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_leaves_is_known_by_its_name(tmp_path: Path) -> None:
+    for name in ("checkpoint.zip", "runs.jsonl", "summary"):
+        with writing(tmp_path / name) as beside:
+            beside.write_text("half")
+            assert is_unfinished(beside)
+        assert not is_unfinished(tmp_path / name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -95,5 +103,7 @@ def test_a_line_that_cannot_be_appended_names_the_file(tmp_path: Path, monkeypat
         patched.setattr(os, "write", refuse)
         with pytest.raises(LoopwrightError, match="lines: No space left on device"):
             append_line(path, b"two\n")
+    with pytest.raises(LoopwrightError, match="nothing: No such file or directory"):
+        append_line(tmp_path / "nothing", b"two\n")
     append_line(path, b"three\n")
     assert path.read_bytes() == b"one\nthree\n"
