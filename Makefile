@@ -8,7 +8,7 @@ OLDEST_STAMP := $(OLDEST)/.installed
 # A process per core, each of one thread; a file's tests stay together, since they share what they made.
 SPLIT := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check check-oldest format clean
+.PHONY: demo test check check-oldest nightly format clean
 
 demo: $(STAMP)  ## train an agent and see it tune tasks it never saw (runs/demo/)
 	$(VENV)/bin/loopwright demo
@@ -24,6 +24,9 @@ check: $(STAMP)  ## what CI runs: format, lint, types, tests
 
 check-oldest: $(OLDEST_STAMP)  ## the tests with the oldest versions that pyproject.toml allows, which may warn of newer ones
 	$(OLDEST)/bin/python -m pytest $(SPLIT) -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::PendingDeprecationWarning
+
+nightly: $(STAMP)  ## what takes too long for every change: a hundred thousand damaged files a reader, a hundred kills a command
+	$(PYTHON) -m pytest $(SPLIT) -m "nightly or fuzz" --hypothesis-profile nightly
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format .

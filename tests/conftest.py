@@ -11,6 +11,7 @@ from loopwright.inner_tasks import Task, get_task
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(1)
 settings.register_profile("loopwright", deadline=None)  # machines are noisy; no test is about time
+settings.register_profile("nightly", deadline=None, max_examples=10_000)  # pytest --hypothesis-profile nightly
 settings.load_profile("loopwright")
 
 SHAPES = ("mixtures:2", "digits-conv:0", "breast-cancer:1")
