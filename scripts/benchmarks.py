@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -171,31 +172,43 @@ def measure_costs(seconds: float) -> list[dict[str, float | str]]:
     return rows
 
 
-def run_wild(guard: int, ledgers: Path | None = None, lanes: int = 1000) -> dict[str, int]:
+WILD_LANES = 1000  # wild runs side by side
+
+
+def run_wild(guard: int, runs: int = 1000, ledgers: Path | None = None) -> dict[str, int]:
     """Runs with learning rates log-uniform in [1e-6, 1e3], then random actions on all knobs, for twelve decisions.
 
-    How many were ended by divergence, how many end in ruins (a target loss that is not finite, or ten times what it was
-    before training) or with weights that are not finite, and how often the guard acted.
+    How many were ended by divergence; how many end in ruins (a target loss that is not finite, or ten times what it was
+    before training) or with weights that are not finite; how many are lost, given up with such weights; and how often
+    the guard acted. A run counts as it stands when it ends. ``runs`` is a multiple of 1000.
     """
+    total: Counter[str] = Counter(runs=0)
+    for seed in range(runs // WILD_LANES):
+        total.update(_run_wild(guard, seed, ledgers))
+    return dict(total)
+
+
+def _run_wild(guard: int, seed: int, ledgers: Path | None) -> dict[str, int]:
     task = replace(get_task("breast-cancer:1"), model=MLP(30, (32, 32), 2, "relu"))
-    rng, knobs = np.random.default_rng(0), KnobSet("all")
-    settings = EpisodeSettings(guard=guard)
+    rng, knobs, lanes = np.random.default_rng(seed), KnobSet("all"), WILD_LANES
     recorder = Recorder(ledgers, Author("random actions")) if ledgers else None
-    batch = EpisodeBatch(task, lanes, settings, rolls_back=True, recorder=recorder)
+    batch = EpisodeBatch(task, lanes, EpisodeSettings(guard=guard), rolls_back=True, recorder=recorder)
     plans = [LoopPlan(OPTIMIZERS[i % len(OPTIMIZERS)], 10.0 ** rng.uniform(-6, 3)) for i in range(lanes)]
-    batch.begin(range(lanes), [Start(task, seed, plan) for seed, plan in enumerate(plans)])
+    batch.begin(range(lanes), [Start(task, seed * lanes + lane, plan) for lane, plan in enumerate(plans)])
     before = batch.lanes.evaluate("target")[0]
-    running, diverged, interventions = torch.ones(lanes, dtype=torch.bool), 0, 0
+    running, diverged, ruined, ill = (torch.full((lanes,), begun) for begun in (True, False, False, False))
+    interventions = 0
     for _ in range(12):
         actions = rng.integers(knobs.choices, size=(lanes, len(knobs.choices)))
         decision = batch.decide(knobs.apply(actions, batch.plans, batch.step_ratio), actions)
         interventions += int(((decision.verdict != FINE) & running).sum())
-        diverged += int(((decision.outcome == DIVERGED) & running).sum())
+        diverged |= (decision.outcome == DIVERGED) & running
+        ruined = torch.where(running, ~(decision.loss < 10 * before), ruined)
+        finite = torch.stack([torch.isfinite(tensor).all(1) for tensor in batch.lanes.state.rows()[:5]]).all(0)
+        ill = torch.where(running, ~finite, ill)
         running &= ~decision.done
-    flat = batch.lanes.state.rows()[:5]
-    finite = torch.stack([torch.isfinite(tensor).all(1) for tensor in flat]).all(0)
-    ruined = ~(batch.lanes.evaluate("target")[0] < 10 * before)
-    return {"runs": lanes, "diverged": diverged, "ruined": int(ruined.sum()), "not_finite": int((~finite).sum()),
+    counted = {"diverged": diverged, "ruined": ruined, "not_finite": ill, "lost": diverged & ill}
+    return {"runs": lanes, **{name: int(found.sum()) for name, found in counted.items()},
             "interventions": interventions}  # fmt: skip
 
 

@@ -131,11 +131,12 @@ class EpisodeBatch:
         self._progress.begin(lanes, calibrations)
         self._phi[index], self._live[index] = 0.0, True
         control_loss = self._measure_control()
+        seen = self._looks[index] > 0
         if self.guard is not None:
-            unknown = self.needs.looks & (self._looks[index] == 0)
+            unknown = self.needs.looks & ~seen
             self.guard.begin(index.numpy(), torch.where(unknown, torch.inf, control_loss[index]).numpy())
         if self._best_states is not None:
-            self._best_states.begin(index)
+            self._best_states.begin(index, torch.where(seen, control_loss[index].log(), torch.inf).numpy())
         if self.needs.looks:
             contexts = [
                 Context(
@@ -186,9 +187,10 @@ class EpisodeBatch:
         statistics = self._train(plans)
         with np.errstate(all="ignore"):
             telemetry = summarise(statistics, plans[ROW["clip"]].numpy(), self._observer.arithmetic)
-        verdict, given_up = self._watch(statistics.finite, telemetry, plans)
+        control_loss = self._measure_control() if self.needs.looks else torch.zeros(len(self.tasks))
+        verdict, given_up = self._watch(statistics.finite, telemetry, plans, control_loss)
         loss, metric = (value.cpu() for value in self.lanes.evaluate("target"))
-        self._see(telemetry, (verdict == FINE).numpy())
+        self._see(telemetry, control_loss, (verdict == FINE).numpy())
         decision = self._judge(loss, metric, verdict, given_up)
         self._live &= ~decision.done
         if self.recorder is not None:
@@ -226,21 +228,25 @@ class EpisodeBatch:
         self.plans = plans.clone()
         return statistics
 
-    def _watch(self, finite: Mask, telemetry: Telemetry, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _watch(
+        self, finite: Mask, telemetry: Telemetry, plans: torch.Tensor, control_loss: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The guard's verdict, and which runs it gives up."""
         if self.guard is None:
             return torch.full((len(self.tasks),), FINE), torch.zeros(len(self.tasks), dtype=torch.bool)
         with np.errstate(all="ignore"):
-            verdict, given_up = map(torch.from_numpy, self.guard.watch(finite, telemetry, name_rows(plans)))
+            known = torch.where(self._looks > 0, control_loss, 0.0).numpy()
+            verdict, given_up = map(torch.from_numpy, self.guard.watch(finite, telemetry, name_rows(plans), known))
         self.plans[ROW["learning_rate"], verdict != FINE] *= RATE_FACTOR
         return verdict, given_up
 
-    def _see(self, telemetry: Telemetry, fine: Mask) -> None:
-        """Look at the control split, if it is paid for; keep the best states by what the controller may know."""
+    def _see(self, telemetry: Telemetry, control_loss: torch.Tensor, fine: Mask) -> None:
+        """What the controller is shown, what was paid for included; keep the best states by what it may know."""
         known = telemetry["loss"]
         if self.needs.looks:
             trained = np.ones(len(self.tasks), bool)
-            self.observation = self._observe(telemetry, self._measure_control(), trained=trained, restored=~fine)
+            control_loss = control_loss if fine.all() else self._measure_control()  # of what was restored
+            self.observation = self._observe(telemetry, control_loss, trained=trained, restored=~fine)
             known = self._observer.log_loss
         if self._best_states is not None:
             self._best_states.keep(known, fine)

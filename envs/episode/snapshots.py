@@ -35,11 +35,14 @@ class BestStates:
         self._states = LaneSnapshots(lanes)
         self._loss = np.full(lanes.lanes, math.inf, np.float32)  # at which those were taken
 
-    def begin(self, index: torch.Tensor) -> None:
-        """A new run in the lanes ``index``: its state before training is the best so far."""
+    def begin(self, index: torch.Tensor, loss: Floats) -> None:
+        """A new run in the lanes ``index``: its state before training, of this ``loss``, is the best so far.
+
+        Infinity where the loss is not known: what comes after the first decision then takes its place.
+        """
         begun = np.zeros(len(self._loss), bool)
         begun[index.numpy()] = True
-        self._loss[begun] = math.inf
+        self._loss[index.numpy()] = loss
         self._states.save(begun)
 
     def keep(self, loss: Floats, fine: Mask) -> None:

@@ -2,12 +2,14 @@
 
 An alarm is a loss, gradient or step that is not finite; a mean loss over a decision that is both ``LOSS_SPIKE_RATIO``
 times and ``SPIKE_SIGMAS`` standard deviations (in logarithms) above its running average, or ``START_RATIO`` times what
-it was before training; or a gradient norm far above its average in the same way. The guard then restores weights,
+it was before training, which is asked of the control loss too where that was looked at; or a gradient norm far above
+its average in the same way. The guard then restores weights,
 optimizer state, averages and data cursor, and halves the learning rate. What the failed decision cost stays charged.
-After ``limit`` interventions in an episode spikes are let be, and the next value that is not finite ends it.
+After ``limit`` interventions in an episode spikes are let be, and the next loss that is not finite or ``START_RATIO``
+times what it was before training ends it, in the last good state.
 
-A snapshot counts as good only once the run has trained on from it without an alarm: weights that have just exploded can
-look fine until the next gradient.
+A snapshot counts as good only where no loss is above ``GOOD_RATIO`` times that before training, and once the run has
+trained on from it without an alarm: weights that have just exploded can look fine until the next gradient.
 """
 
 import math
@@ -21,7 +23,7 @@ from loopwright.envs.loop.telemetry import Telemetry
 VERDICTS = ("fine", "not finite", "loss spike", "gradient spike")
 FINE, NOT_FINITE, LOSS_SPIKE, GRADIENT_SPIKE = range(len(VERDICTS))
 LOSS_SPIKE_RATIO, GRADIENT_SPIKE_RATIO, SPIKE_SIGMAS = 3.0, 10.0, 6.0
-START_RATIO = 10.0
+START_RATIO, GOOD_RATIO = 10.0, 2.0
 HALF_LIFE, SETTLED = 8.0, 4  # of the running averages, in decisions; how many it takes before a spike means anything
 SNAPSHOT_EVERY = 4  # decisions
 RATE_FACTOR = 0.5
@@ -91,18 +93,24 @@ class Guard:
         self._age = put(self._age, index, 0.0)
         self._slots[0].save(put(no, index, True))
 
-    def watch(self, finite: Number, telemetry: Telemetry, plan: Mapping[str, Number]) -> tuple[Number, Number]:
+    def watch(
+        self, finite: Number, telemetry: Telemetry, plan: Mapping[str, Number], control_loss: Number = 0.0
+    ) -> tuple[Number, Number]:
         """Judge a decision that ran under a ``plan``, its fields by name, and restore the runs that need it.
 
-        ``finite`` says whose losses, gradients and steps were. Returns the verdict, an index into ``VERDICTS``, and
-        whether the run is given up because the limit was reached. A run that is given up is restored all the same.
+        ``finite`` says whose losses, gradients and steps were. ``control_loss`` is what the decision has led to, 0
+        where nobody has looked: it alone shows weights that exploded in the last updates. Returns the verdict, an index
+        into ``VERDICTS``, and whether the run is given up because the limit was reached. A run that is given up is
+        restored all the same.
         """
         xp = self.arithmetic
         log_loss, log_norm = xp.log(telemetry["loss"]), telemetry["log_gradient_norm"]
         self._follow_regime(plan)
-        verdict = self._judge(finite, telemetry["loss"], log_loss, log_norm)
+        highest = xp.where(control_loss > telemetry["loss"], control_loss, telemetry["loss"])
+        ruined = highest > START_RATIO * self._start
+        verdict = self._judge(finite, ruined, log_loss, log_norm)
         spent = self.interventions >= self.limit
-        verdict = xp.where(spent & (verdict != NOT_FINITE), FINE, verdict)
+        verdict = xp.where(spent & finite & xp.negate(ruined), FINE, verdict)
         alarm = verdict != FINE
         calm, given_up = xp.negate(alarm), alarm & spent
         if xp.any(alarm):
@@ -113,7 +121,7 @@ class Guard:
             self.rate_scale = xp.where(alarm, self.rate_scale * RATE_FACTOR, self.rate_scale)
         self._loss.update(log_loss, calm)
         self._norm.update(log_norm, calm)  # NaN without an update, which is passed over
-        self._keep(calm)
+        self._keep(calm & (highest <= GOOD_RATIO * self._start))
         return verdict, given_up
 
     def _follow_regime(self, plan: Mapping[str, Number]) -> None:
@@ -128,7 +136,7 @@ class Guard:
                 if self.arithmetic.any(other):
                     moments.forget(other)
 
-    def _judge(self, finite: Number, loss: Number, log_loss: Number, log_norm: Number) -> Number:
+    def _judge(self, finite: Number, ruined: Number, log_loss: Number, log_norm: Number) -> Number:
         where = self.arithmetic.where
 
         def spike(moments: RunningMoments, value: Number, ratio: float) -> Number:
@@ -137,14 +145,14 @@ class Guard:
             return far & (moments.seen >= SETTLED)
 
         verdict = where(spike(self._norm, log_norm, GRADIENT_SPIKE_RATIO), GRADIENT_SPIKE, FINE)
-        high = (loss > START_RATIO * self._start) | spike(self._loss, log_loss, LOSS_SPIKE_RATIO)
-        return where(self.arithmetic.negate(finite), NOT_FINITE, where(high, LOSS_SPIKE, verdict))
+        verdict = where(ruined | spike(self._loss, log_loss, LOSS_SPIKE_RATIO), LOSS_SPIKE, verdict)
+        return where(self.arithmetic.negate(finite), NOT_FINITE, verdict)
 
-    def _keep(self, calm: Number) -> None:
+    def _keep(self, good: Number) -> None:
         """Every few decisions the snapshot on probation has passed, and the present state takes its place."""
         xp = self.arithmetic
-        self._pending, self._age = self._pending & calm, self._age + 1
-        due = calm & (self._age % SNAPSHOT_EVERY == 0)
+        self._pending, self._age = self._pending & good, self._age + 1
+        due = good & (self._age % SNAPSHOT_EVERY == 0)
         if xp.any(due):
             self._second = self._second ^ (due & self._pending)
             first, second = self._slots

@@ -214,7 +214,50 @@ def test_of_1000_wild_runs_none_ends_non_finite_and_every_intervention_is_on_rec
     unguarded = run_wild(guard=0)
     assert unguarded["not_finite"] > 0
     assert unguarded["ruined"] > 100
-    assert guarded_runs["ruined"] < unguarded["ruined"] / 2
+    assert guarded_runs["ruined"] < 10
+    assert guarded_runs["lost"] == 0
+
+
+def test_whoever_goes_on_into_ruins_is_given_up_in_a_good_state(small_task: Task) -> None:
+    """Losses of ten times that before training end a run that has spent its interventions; lesser spikes do not."""
+    engine, guard = guarded(small_task, limit=1)
+    before = engine.state.weights.clone()
+    wild = stack_plans([LoopPlan(optimizer="sgd", learning_rate=3e3, batch=1)])
+    assert watch(guard, engine.run(wild, 16), wild) == (LOSS_SPIKE, False)
+    verdict, given_up = watch(guard, engine.run(wild, 16), wild)
+    assert (verdict, given_up) == (LOSS_SPIKE, True)
+    assert torch.equal(engine.state.weights, before)
+
+
+def test_weights_that_explode_in_the_last_updates_show_in_the_control_loss(small_task: Task) -> None:
+    engine, guard = guarded(small_task)
+    before, calm = engine.state.weights.clone(), stack_plans([LoopPlan()])
+    statistics = engine.run(calm, 16)
+    telemetry = summarise(statistics, calm.numpy()[ROW["clip"]], Many(1))
+    verdict, _ = guard.watch(statistics.finite, telemetry, name_rows(calm), np.full(1, 7.1))
+    assert verdict[0] == LOSS_SPIKE
+    assert torch.equal(engine.state.weights, before)
+
+
+def test_a_state_worse_than_that_before_training_is_never_the_good_one(small_task: Task) -> None:
+    """Neither the guard's snapshot nor what a rollback returns to."""
+    engine, guard = guarded(small_task)
+    before, calm = engine.state.weights.clone(), stack_plans([LoopPlan(optimizer="sgd", learning_rate=0.0)])
+    guard.begin(np.arange(1), np.full(1, 0.1))  # as if it had begun far better than it is now
+    for _ in range(3 * SNAPSHOT_EVERY):
+        watch(guard, engine.run(calm, 16), calm)
+    engine.state.weights.mul_(2)
+    wild = stack_plans([WILD])
+    assert watch(guard, engine.run(wild, 16), wild)[0] == NOT_FINITE
+    assert torch.equal(engine.state.weights, before)
+
+    batch = EpisodeBatch(small_task, 1, EpisodeSettings(guard=0), rolls_back=True)
+    batch.begin([0], [Start(small_task, 0)])
+    begun = batch.lanes.state.weights.clone()
+    batch.decide(stack_plans([LoopPlan(optimizer="sgd", learning_rate=30.0, batch=1)]))
+    assert not torch.equal(batch.lanes.state.weights, begun)
+    batch.decide(stack_plans([LoopPlan(optimizer="sgd", learning_rate=0.0, rollback=True)]))
+    assert torch.equal(batch.lanes.state.weights, begun)
 
 
 @pytest.mark.parametrize("controller", [Scheduled(WILD, "cosine"), OpenLoop((WILD,)), Constant(WILD)])
