@@ -1,9 +1,9 @@
 """Sealed lines: JSON lines that are only appended to, each sealed by a hash chain.
 
 A line ends in the SHA-256 of its own text, which holds the hash of the line before: a byte changed anywhere, a line
-taken out or moved is found, and the line named. It is appended in a single write, so that a killed process loses at most
-the one it was writing; reading leaves such a torn line out. A chain shows damage, it does not show who wrote it: whoever
-writes all of a file anew can seal it too.
+taken out or moved is found, and the line named. It is appended in a single write, so that a killed process loses at
+most the one it was writing; reading leaves such a torn line out. A chain shows damage, it does not show who wrote it:
+whoever writes all of a file anew can seal it too.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def seal(content: dict[str, Any], previous: str) -> tuple[bytes, str]:
 
 
 def unseal(line: bytes, previous: str) -> tuple[bytes, str] | None:
-    """The JSON text of a line, its end included, without its seal, and its hash; None if it is not as it was written."""
+    """The JSON text of a line (with its end), without its seal, and its hash; None if it is not as it was written."""
     body = line[: -len(_SEAL.format(GENESIS))] + b"}"
     digest = hashlib.sha256(body).hexdigest()
     end = _PREVIOUS.format(previous).encode()
@@ -62,8 +62,8 @@ class SealedContent:
     last_hash: str
 
 
-def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError) -> SealedContent:
-    """Read and verify sealed lines.
+def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError, unsealed: str = "") -> SealedContent:
+    """Read and verify sealed lines; ``unsealed`` says what it may mean that the first carries no seal at all.
 
     Raises ``error`` if the file cannot be read, or a line is not as it was written; the message names the line. A last
     line without its end is not an error: the process was killed while writing it.
@@ -72,6 +72,8 @@ def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError) -> S
     found, previous = [], GENESIS
     for number, line in enumerate(lines, start=1):
         opened = unseal(line + b"\n", previous) if len(line) <= LINE_LIMIT else None
+        if opened is None and number == 1 and unsealed and b',"hash":"' not in line:
+            raise error(f"{path}, line 1 carries no seal: {unsealed}")
         if opened is None:
             raise error(f"{path}, line {number} was changed: it does not match its hash or the line before")
         text, previous = opened

@@ -9,21 +9,33 @@ import json
 import stat
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
-from pydantic import create_model as _create_model
-from pydantic import with_config as _with_config
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    with_config,
+)
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 
-FILE_LIMIT, LINE_LIMIT = 4 << 20, 1 << 20  # bytes of a file, and of a line, of JSON; in memory it takes thirty times that
+FILE_LIMIT, LINE_LIMIT = (
+    4 << 20,
+    1 << 20,
+)  # bytes of a file, and of a line, of JSON; in memory it takes thirty times that
 SHOWN = 60  # characters of a value in a message
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-strict = _with_config(_STRICT)  # for classes that are read: nothing is converted, and there is nothing besides
+strict = with_config(_STRICT)  # for classes that are read: nothing is converted, and there is nothing besides
 
 T = TypeVar("T")
 
@@ -44,23 +56,28 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AnyFloat = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_restore_number)]  # "inf", "nan": as in ledgers
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-# A plan as ``LoopPlan.as_json`` writes it: every field, of its type. Its ranges are the plan's own business.
-_PlanFields: Any = _create_model(
-    "_PlanFields",
-    __config__=_STRICT,
-    **{field.name: (AnyFloat if field.name == "clip" else field.type, ...) for field in fields(LoopPlan)},
-)
+
+@lru_cache(maxsize=1)
+def _make_plan_model() -> type[BaseModel]:
+    """A plan as ``LoopPlan.as_json`` writes it: every field, of its type. Its ranges are the plan's own business."""
+    entries: dict[str, Any] = {
+        field.name: (AnyFloat if field.name == "clip" else field.type, ...) for field in fields(LoopPlan)
+    }
+    return create_model("_Plan", __config__=_STRICT, **entries)
 
 
 def restore_plan(values: Any) -> LoopPlan:
-    """The plan that parsed JSON describes. Raises ``ValueError``, on one line, where it does not."""
-    try:
-        return LoopPlan(**dict(_PlanFields.model_validate(values)))
-    except ValidationError as problem:
-        raise ValueError(_describe(problem)) from None
+    """The plan that parsed JSON describes, for validators. Raises ``ValueError`` where it does not describe one."""
+    return LoopPlan(**dict(_make_plan_model().model_validate(values)))
+
+
+def _check_plan(values: dict[str, Any]) -> dict[str, Any]:
+    restore_plan(values)
+    return values
 
 
 PlanEntry = Annotated[LoopPlan, PlainValidator(restore_plan)]
+PlanValues = Annotated[dict[str, Any], AfterValidator(_check_plan)]  # the JSON of one that is sound, as it stands there
 
 
 def read_limited(path: Path, limit: int, error: type[LoopwrightError] = LoopwrightError) -> bytes:
@@ -115,6 +132,13 @@ class Reader(Generic[T]):
         except ValueError as found:
             problem = f"not JSON: {found}"
         raise self.error(f"{where}: {problem}")
+
+    def check(self, values: Any, where: str) -> T:
+        """As ``parse``, for a part of what was parsed; for kinds without tuples and dataclasses, which JSON lacks."""
+        try:
+            return self._adapter.validate_python(values, strict=True)
+        except ValidationError as found:
+            raise self.error(f"{where}: {_describe(found)}") from None
 
 
 def require(holds: bool, problem: str) -> None:
