@@ -17,7 +17,7 @@ from typing import Any
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.storage import append_line
-from loopwright.envs.loop.untrusted import LINE_LIMIT, read_limited
+from loopwright.envs.loop.untrusted import JSON_LIMIT, read_limited
 
 GENESIS = "0" * 64  # the hash before the first line
 LINES_LIMIT = 128 << 20  # bytes of a file of lines
@@ -71,7 +71,7 @@ def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError, unse
     *lines, tail = read_limited(path, LINES_LIMIT, error).split(b"\n")
     found, previous = [], GENESIS
     for number, line in enumerate(lines, start=1):
-        opened = unseal(line + b"\n", previous) if len(line) <= LINE_LIMIT else None
+        opened = unseal(line + b"\n", previous) if len(line) <= JSON_LIMIT else None
         if opened is None and number == 1 and unsealed and b',"hash":"' not in line:
             raise error(f"{path}, line 1 carries no seal: {unsealed}")
         if opened is None:
