@@ -25,7 +25,7 @@ from loopwright.envs.loop.untrusted import JSON_LIMIT, Count, Reader, read_limit
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U8": torch.uint8}
 
 Card = TypeVar("Card", bound=Mapping[str, Any])
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each tensor
+TensorLayout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each tensor
 
 
 @strict
@@ -68,7 +68,7 @@ class CardedFile(Generic[Card]):
             except SafetensorError as problem:
                 raise self.error(f"cannot write {path}: {problem}") from problem
 
-    def read(self, path: Path, check: Callable[[Card, Layout], None]) -> tuple[Card, dict[str, torch.Tensor]]:
+    def read(self, path: Path, check: Callable[[Card, TensorLayout], None]) -> tuple[Card, dict[str, torch.Tensor]]:
         """Card and tensors. Raises ``error`` for a file that is damaged, altered, or does not fit together.
 
         ``check`` is given the card and how the tensors are laid out before any of them is made, and raises
@@ -96,10 +96,10 @@ class CardedFile(Generic[Card]):
             raise self.error(f"{path} was altered: its SHA-256 does not match the one on its card")
         return card, tensors
 
-    def _read_header(self, text: bytes, where: str) -> tuple[Card, Layout]:
+    def _read_header(self, text: bytes, where: str) -> tuple[Card, TensorLayout]:
         entries = self._header.parse(text, f"{where}: header")
         metadata = self._metadata.check(entries.pop("__metadata__", None), f"{where}: header")
-        layout: Layout = {}
+        layout: TensorLayout = {}
         for name, values in entries.items():
             entry = self._tensor.check(values, f"{where}: header, {name!a}")
             if entry["dtype"] not in DTYPES:
@@ -108,7 +108,7 @@ class CardedFile(Generic[Card]):
         return self._card.parse(metadata["card"].encode(), f"{where}: card"), layout
 
 
-def require_layout(found: Layout, expected: Layout) -> None:
+def require_layout(found: TensorLayout, expected: TensorLayout) -> None:
     """Raise ``ValueError`` unless the tensors are those expected."""
     for name in sorted({*found, *expected}, key=ascii):
         if found.get(name) != expected.get(name):

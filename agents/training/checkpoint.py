@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import TypedDict
 
-from loopwright.agents.controllers.carded import CardedFile, Layout, require_layout
+from loopwright.agents.controllers.carded import CardedFile, TensorLayout, require_layout
 from loopwright.envs.loop.errors import CheckpointError
-from loopwright.envs.loop.untrusted import Count, Digest, Name, require, strict
+from loopwright.envs.loop.untrusted import Count, Digest, Name, demand, strict
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = "loopwright-checkpoint-1"
@@ -80,12 +80,12 @@ def restore_checkpoint(model: Any, path: Path) -> None:
     parts = dict(_list_parts(model))
     rehearsed = {name: _rehearse(part) for name, part in parts.items() if isinstance(part, Optimizer)}
 
-    def check(card: _Card, layout: Layout) -> None:
+    def check(card: _Card, layout: TensorLayout) -> None:
         wanted, kind = CHECKPOINT_FORMAT, type(model).__name__
-        require(card["format"] == wanted, f"format {card['format']!r}; this version reads {wanted!r}")
-        require(card["algorithm"] == kind, f"it is one of {card['algorithm']}, not of {kind}")
-        require(set(card["optimizers"]) == set(rehearsed), f"optimizers must be {', '.join(rehearsed)}")
-        expected: Layout = {}
+        demand(card["format"] == wanted, f"format {card['format']!r}; this version reads {wanted!r}")
+        demand(card["algorithm"] == kind, f"it is one of {card['algorithm']}, not of {kind}")
+        demand(set(card["optimizers"]) == set(rehearsed), f"optimizers must be {', '.join(rehearsed)}")
+        expected: TensorLayout = {}
         for name, part in parts.items():
             if isinstance(part, Optimizer):
                 expected |= _expect_state(name, part, rehearsed[name], card["optimizers"][name], layout)
@@ -142,11 +142,11 @@ def _rehearse(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
 
 
 def _expect_state(
-    name: str, optimizer: Optimizer, rehearsed: dict[int, dict[str, Any]], card: _OptimizerCard, layout: Layout
-) -> Layout:
+    name: str, optimizer: Optimizer, rehearsed: dict[int, dict[str, Any]], card: _OptimizerCard, layout: TensorLayout
+) -> TensorLayout:
     """How an optimizer's state has to be laid out: for each parameter as rehearsed, or, before its first step, not."""
-    require(len(card["rates"]) == len(optimizer.param_groups), f"{name} has {len(optimizer.param_groups)} groups")
-    expected: Layout = {}
+    demand(len(card["rates"]) == len(optimizer.param_groups), f"{name} has {len(optimizer.param_groups)} groups")
+    expected: TensorLayout = {}
     numbers: dict[str, set[str]] = {}
     begun = {key.removeprefix(f"{name}/").partition("/")[0] for key in layout if key.startswith(f"{name}/")}
     for position, state in rehearsed.items():
@@ -156,7 +156,7 @@ def _expect_state(
             if len(own) < len(state):
                 numbers[str(position)] = set(state) - set(own)
     found = {position: set(own) for position, own in card["numbers"].items()}
-    require(found == numbers, f"{name} must have the numbers {numbers}")
+    demand(found == numbers, f"{name} must have the numbers {numbers}")
     return expected
 
 

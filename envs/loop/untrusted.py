@@ -143,7 +143,7 @@ class Reader(Generic[T]):
             raise self.error(f"{where}: {_shorten(_describe(found))}") from None
 
 
-def require(holds: bool, problem: str) -> None:
+def demand(holds: bool, problem: str) -> None:
     """Raise ``ValueError`` where something does not hold: what validators say their word with."""
     if not holds:
         raise ValueError(problem)
@@ -153,7 +153,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
     """A validator: the value is one of ``choices``."""
 
     def check(value: str) -> str:
-        require(value in choices, f"must be one of {', '.join(choices)}")
+        demand(value in choices, f"must be one of {', '.join(choices)}")
         return value
 
     return check
