@@ -4,7 +4,7 @@
     loopwright train --preset all --folder runs/all
 
 Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Progress for TensorBoard lies in the folder.
-Resuming executes nothing that lies there: a checkpoint holds numbers alone, and one of an older version (a zip) is refused.
+Resuming executes nothing that lies there: a checkpoint holds numbers alone, and a zip of an older version is refused.
 """
 
 import sys

@@ -210,7 +210,7 @@ def test_no_file_takes_much_memory(tmp_path: Path) -> None:
         assert full * 0.8 < len(content) <= full
         (tmp_path / name).write_bytes(content)
     header = {"format": RESULTS_KIND.format, **HEADER}
-    columns = {"cost": [0] * 90_000, "loss": ["x"] * 200_000, "first": {}, "changed": {}}
+    columns = {"cost": [0] * 300_000, "loss": ["x"] * 700_000, "first": {}, "changed": {}}
     (tmp_path / "runs.jsonl").write_bytes(seal_all([header, RUNS[0].as_json() | {"trace": columns}])[0])
     code = f"""
 import resource
@@ -226,7 +226,8 @@ for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     except LoopwrightError as problem:
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, path.name, str(problem)[-80:])
 """
+    (tmp_path / "seeds.jsonl").write_bytes(seal_all([header | {"seeds": ["x"] * 900_000}])[0])
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert len(run.stdout.splitlines()) == 5, run.stdout
+    assert len(run.stdout.splitlines()) == 6, run.stdout
     assert max(int(line.split()[0]) for line in run.stdout.splitlines()) < 400, run.stdout

@@ -21,7 +21,7 @@ from loopwright.envs.loop.sealed import (
     seal_all,
 )
 from loopwright.envs.loop.storage import write_whole
-from loopwright.envs.loop.untrusted import Reader
+from loopwright.envs.loop.untrusted import LINE_LIMIT, Reader
 
 Header = dict[str, Any]
 _HEADER = b'{"format":'
@@ -59,7 +59,7 @@ class RecordKind(Generic[R]):
     again: str
 
     def read_header(self, text: bytes, where: str) -> Header:
-        header = Reader[Header](self.header).parse(text, where)
+        header = Reader[Header](self.header, limit=LINE_LIMIT).parse(text, where)
         if header["format"] != self.format:
             raise LoopwrightError(f"{where}: format {header['format']!r}; this version reads {self.format!r}")
         return header
@@ -77,7 +77,7 @@ def read_records(path: Path, kind: RecordKind[R]) -> tuple[Header, list[R]]:
 
 def _read(path: Path, kind: RecordKind[R]) -> tuple[Header, list[R], SealedContent]:
     sealed = read_sealed(path, unsealed=f"an older version wrote it, or it was altered; move it away and {kind.again}")
-    reader = Reader[R](kind.record)
+    reader = Reader[R](kind.record, limit=LINE_LIMIT)
     header: Header = {}
     records: dict[Hashable, R] = {}
     for number, line in enumerate(sealed.lines, start=1):

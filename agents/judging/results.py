@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter
+from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
@@ -19,7 +19,7 @@ from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Positive, demand, one_of, restore_plan, strict
 
 ENDINGS = OUTCOMES[RUNNING + 1 :]
-Fingerprints = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+Fingerprints = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), FailFast()]
 
 
 class Key(NamedTuple):
@@ -43,8 +43,8 @@ class TracePoint(NamedTuple):
 class _Columns(TypedDict):
     """A trace by columns: of the plans the first one, and of the fields that change those of all."""
 
-    cost: list[Annotated[float, Field(ge=0)]]
-    loss: list[AnyFloat]
+    cost: Annotated[list[Annotated[float, Field(ge=0)]], FailFast()]
+    loss: Annotated[list[AnyFloat], FailFast()]
     first: dict[str, Any]
     changed: dict[str, list[Any]]
 
@@ -125,8 +125,8 @@ class ResultsHeader(TypedDict):
     """What was evaluated on; ``methods`` are fingerprints by the name of a method, one for each training."""
 
     format: str
-    suites: dict[Name, list[Name]]
-    seeds: list[Count]
+    suites: dict[Name, Annotated[list[Name], FailFast()]]
+    seeds: Annotated[list[Count], FailFast()]
     settings: NotRequired[dict[str, Any]]
     rate_spread: NotRequired[float]
     methods: dict[Name, Fingerprints]

@@ -14,10 +14,10 @@ from typing import Any
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
 from loopwright.envs.loop.sealed import GENESIS, SealedLines, cut_torn_line, read_sealed, seal
-from loopwright.envs.loop.untrusted import Reader
+from loopwright.envs.loop.untrusted import LINE_LIMIT, Reader
 
 LEDGER_FORMAT = "loopwright-ledger-3"
-_LINE = Reader[dict[str, Any]](dict[str, Any], LedgerError)
+_LINE = Reader[dict[str, Any]](dict[str, Any], LedgerError, LINE_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ What does not fit is one line that names the file, where it has lines the line, 
 """
 
 import json
+import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, BinaryIO, Generic, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +31,7 @@ from pydantic import (
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 
-JSON_LIMIT = 1 << 20  # bytes of a file, or a line, of JSON: in memory, with what is said of it, it takes 300 times that
+JSON_LIMIT, LINE_LIMIT = 1 << 20, 4 << 20  # bytes of a file, and of a line, of JSON
 SHOWN, SAID = 60, 300  # characters of a value in a message, and of what is said about a file
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 strict = with_config(_STRICT)  # for classes that are read: nothing is converted, and there is nothing besides
@@ -82,21 +84,29 @@ def read_limited(
 ) -> bytes:
     """The content of a file of at most ``limit`` bytes, or, not ``whole``, so many of any file.
 
-    Raises ``error`` for a larger one, or what is no file.
+    Raises ``error`` as ``opening`` does.
     """
+    with opening(path, limit if whole else math.inf, error) as file:
+        return file.read(limit)
+
+
+@contextmanager
+def opening(path: Path, limit: float, error: type[LoopwrightError] = LoopwrightError) -> Iterator[BinaryIO]:
+    """A file of at most ``limit`` bytes, open for reading. Raises ``error`` for a larger one, or what is no file."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never end
             raise error(f"cannot read {path}: it is no file")
+        if found.st_size > limit:
+            raise error(f"cannot read {path}: it is larger than the {limit / 2**20:g} MB that such a file may have")
         with path.open("rb") as file:
-            content = file.read(limit + whole)
-    except (OSError, ValueError) as problem:
+            yield file
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror or problem}") from None
+    except ValueError as problem:
         if isinstance(problem, LoopwrightError):
             raise
-        raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from None
-    if len(content) > limit:
-        raise error(f"cannot read {path}: it is larger than the {limit / 2**20:g} MB that such a file may have")
-    return content
+        raise error(f"cannot read {path}: {problem}") from None
 
 
 class Reader(Generic[T]):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, FailFast, Field
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -56,7 +56,7 @@ class TrainingTrial:
     hit: bool
     samples: Count
     seconds: Annotated[float, Field(ge=0)]
-    curve: Annotated[tuple[tuple[Count, Annotated[float, Field(ge=0)], AnyFloat], ...], Field(min_length=1)]
+    curve: Annotated[tuple[tuple[Count, Annotated[float, Field(ge=0)], AnyFloat], ...], Field(min_length=1), FailFast()]
 
     @property
     def key(self) -> tuple[Any, ...]:
