@@ -84,8 +84,11 @@ def judge(
     field += _list_extras(controllers[0], settings, folder, progress) if everything else []
     header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
     fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
+    if everything:  # what takes part besides, which is what it is by its name
+        fingerprints |= {name: [name] for name in (OPEN_LOOP, *(list_searches() if searches else ()))}
     results = ResultsFile(folder / RESULTS, header, fingerprints)
-    rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
+    timings = TimingsFile(folder / TIMINGS, header, fingerprints)
+    rival = find_best_single(names, settings.price_list.name)
     contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
     with limit_threads(1):
         contest.run_side_by_side(contestants if ledgers else ())
@@ -94,7 +97,7 @@ def judge(
         if everything:
             contest.run_replays()
     contest.time(timings, list_searches() if everything and searches else [])
-    return _evaluate(contest, controllers, members, timings.timings, searches)
+    return _evaluate(contest, controllers, members, timings.records, searches)
 
 
 def _describe(settings: EpisodeSettings) -> dict[str, Any]:
