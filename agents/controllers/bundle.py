@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from loopwright.agents.controllers.policy import POLICY_FORMAT, Policy, build_network, fingerprint_policy
 from loopwright.envs.loop.errors import BundleError, LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.storage import writing
+from loopwright.envs.loop.storage import write_whole
 
 CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
              "widths", "start", "training", "sha256"}  # fmt: skip
@@ -26,11 +26,7 @@ SHIPPED = Path(__file__).with_name("shipped")
 def save_policy(policy: Policy, path: Path | str) -> None:
     """Write the policy's bundle to ``path``, a ``.safetensors`` file. Raises ``LoopwrightError`` where that fails."""
     card = policy.describe() | {"sha256": policy.fingerprint}
-    with writing(Path(path)) as beside:
-        try:
-            save_file(policy.weights, beside, metadata={"card": json.dumps(card)})
-        except SafetensorError as problem:
-            raise BundleError(f"cannot write {path}: {problem}") from problem
+    write_whole(Path(path), save(policy.weights, metadata={"card": json.dumps(card)}))
 
 
 def list_policies() -> list[str]:

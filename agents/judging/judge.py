@@ -28,6 +28,7 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.inner_tasks.registry import get_shape, get_tasks
 from loopwright.inner_tasks.suites import get_suite
@@ -72,7 +73,8 @@ def judge(
         progress: called with the name of a part and how many of its runs are done beyond the last call.
 
     Raises:
-        LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results.
+        LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results,
+            or that another process works in.
     """
     _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread)
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
@@ -81,19 +83,20 @@ def judge(
     run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
     field = [*contestants, *list_rivals(names, settings.price_list.name)]
-    field += _list_extras(controllers[0], settings, folder, progress) if everything else []
+    rival = find_best_single(names, settings.price_list.name)
     header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
-    fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
-    results = ResultsFile(folder / RESULTS, header, fingerprints)
-    rival, timings = find_best_single(names, settings.price_list.name), TimingsFile(folder / TIMINGS)
-    contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
-    with limit_threads(1):
-        contest.run_side_by_side(contestants if ledgers else ())
-        if everything and searches:
-            contest.run_searches()
-        if everything:
-            contest.run_replays()
-    contest.time(timings, list_searches() if everything and searches else [])
+    with holding_folder(folder):
+        field += _list_extras(controllers[0], settings, folder, progress) if everything else []
+        fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
+        results, timings = ResultsFile(folder / RESULTS, header, fingerprints), TimingsFile(folder / TIMINGS)
+        contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
+        with limit_threads(1):
+            contest.run_side_by_side(contestants if ledgers else ())
+            if everything and searches:
+                contest.run_searches()
+            if everything:
+                contest.run_replays()
+        contest.time(timings, list_searches() if everything and searches else [])
     return _evaluate(contest, controllers, members, timings.timings, searches)
 
 

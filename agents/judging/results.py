@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.storage import append_line, write_whole
+from loopwright.envs.loop.storage import append_line, cut_file, write_whole
 
 RESULTS_FORMAT = "loopwright-results-1"
 
@@ -139,11 +139,12 @@ class ResultsFile:
                 )
             cut_unfinished_line(path)
         self.done = {record.key for record in self.records}
-        if not path.exists():
-            write_whole(path, "")
         both = {name: max(known.get(name, []), methods.get(name, []), key=len) for name in {**known, **methods}}
-        if both != known:
-            append_line(path, json.dumps({**header, "methods": both}).encode() + b"\n")
+        line = json.dumps({**header, "methods": both}).encode() + b"\n"
+        if not path.exists() or not path.stat().st_size:
+            write_whole(path, line)
+        elif both != known:
+            append_line(path, line)
 
     def append(self, record: RunRecord) -> None:
         """Keep a record. Raises ``LoopwrightError`` for a run that is there already."""
@@ -164,8 +165,7 @@ def cut_unfinished_line(path: Path) -> None:
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):
-        with path.open("r+b") as file:
-            file.truncate(end)
+        cut_file(path, end)
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[RunRecord]]:

@@ -23,6 +23,7 @@ from loopwright.agents.training.extraction import extract_policy
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.storage import write_whole
 from loopwright.envs.sampling import Spread
@@ -44,8 +45,15 @@ def train(
 
     Raises:
         LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
-            holds a training when not resuming.
+            holds a training when not resuming, or that another process works in.
     """
+    with holding_folder(folder):
+        return _train(config, folder, resume, show_progress, settings)
+
+
+def _train(
+    config: TrainingConfig, folder: Path, resume: bool, show_progress: bool, settings: EpisodeSettings | None
+) -> Policy:
     checkpoint = folder / "checkpoint.zip"
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))

@@ -9,16 +9,16 @@ write, so that a killed process loses at most the one it was writing; ``read_led
 import hashlib
 import json
 import math
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.errors import LedgerError, LedgerExistsError
+from loopwright.envs.loop.holding import lock_file
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
-from loopwright.envs.loop.storage import append_line
+from loopwright.envs.loop.storage import append_line, cut_file, in_one_line, write_new
 
 LEDGER_FORMAT = "loopwright-ledger-3"
 GENESIS = "0" * 64  # the hash before the first line
@@ -89,40 +89,56 @@ def read_ledger(path: Path) -> LedgerContent:
 
 
 class Ledger:
-    """Appends to one ledger: ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what is left of one."""
+    """Appends to one ledger: ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what is left of one.
 
-    def __init__(self, path: Path, last_hash: str) -> None:
-        self.path, self._last = path, last_hash
+    No other process can meanwhile do either.
+    """
+
+    def __init__(self, path: Path, last_hash: str, size: int, lock: object) -> None:
+        self.path, self._last, self._size, self._lock = path, last_hash, size, lock
 
     @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
-        """A new ledger with its header. Raises ``LedgerError`` if the file exists."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def create(cls, path: Path, header: dict[str, Any], *, hold: bool = True) -> "Ledger":
+        """A new ledger with its header. Raises ``LedgerExistsError`` if the file exists, and as ``lock_file`` does.
+
+        Without ``hold`` nobody else is kept from it, for where thousands of locks would exhaust open files.
+        """
+        lock = lock_file(path) if hold else None
         line, digest = _seal(make_json_value({"format": LEDGER_FORMAT, **header}), GENESIS)
-        # Under another name first: whoever kills us leaves no ledger or one with its header.
-        begun = path.with_name(f".{path.name}.{os.getpid()}")
-        begun.write_bytes(line)
-        try:
-            os.link(begun, path)
-        except FileExistsError:
-            raise LedgerError(f"{path} exists; a ledger is never overwritten") from None
-        finally:
-            begun.unlink()
-        return cls(path, digest)
+        if not write_new(path, line):
+            raise LedgerExistsError(f"{path} exists; a ledger is never overwritten")
+        return cls(path, digest, len(line), lock)
 
     @classmethod
     def resume(cls, path: Path) -> "Ledger":
-        """Cut off a torn last line and go on after it. Raises ``LedgerError`` as ``read_ledger`` does."""
+        """Cut off a torn last line and go on after it. Raises as ``read_ledger`` and ``lock_file`` do."""
+        read_ledger(path)  # before there is a lock beside nothing
+        lock = lock_file(path)
         content = read_ledger(path)
+        size = path.stat().st_size - content.torn
         if content.torn:
-            os.truncate(path, path.stat().st_size - content.torn)
-        return cls(path, content.last_hash)
+            cut_file(path, size)
+        return cls(path, content.last_hash, size, lock)
 
     def append(self, content: dict[str, Any]) -> None:
-        """Write one line, in one call, and hand it to the operating system. Raises as ``append_line`` does."""
+        """Write one line, in one call, and hand it to the operating system.
+
+        Raises as ``append_line`` does, and ``LedgerError`` where somebody else has written to the file.
+        """
         line, digest = _seal(make_json_value(content), self._last)
+        with in_one_line("append to", self.path):
+            size = self.path.stat().st_size
+        if size != self._size:
+            raise LedgerError(f"{self.path} has {size} bytes, and was left with {self._size}: who else writes to it?")
         append_line(self.path, line)  # thousands of runs at once would exhaust open files
-        self._last = digest
+        self._last, self._size = digest, size + len(line)
+
+    def keep(self, entries: int) -> None:
+        """Cut off what follows the first so many entries. Raises as ``cut_file`` does."""
+        lines = self.path.read_bytes().splitlines(keepends=True)[: 1 + entries]
+        self._size = sum(map(len, lines))
+        cut_file(self.path, self._size)
+        self._last = json.loads(lines[-1])["hash"]
 
 
 def read_versions() -> dict[str, str]:

@@ -136,8 +136,7 @@ class TrialsFile:
             self._read(path, header)
         self.path = path
         if not path.exists() or not path.stat().st_size:
-            write_whole(path, "")
-            self._write(header)
+            write_whole(path, json.dumps(header) + "\n")
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
         cut_unfinished_line(path)
@@ -151,11 +150,8 @@ class TrialsFile:
         if differs:
             raise LoopwrightError(f"{path} holds another contest ({', '.join(differs)} differ); choose another folder")
 
-    def _write(self, values: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(values).encode() + b"\n")
-
     def append(self, trial: TrainingTrial) -> None:
-        self._write(asdict(trial))
+        append_line(self.path, json.dumps(asdict(trial)).encode() + b"\n")
         self.trials.append(trial)
 
 
