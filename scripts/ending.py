@@ -1,8 +1,9 @@
 """How a command ends before it is done: SIGTERM and SIGHUP are to it what Ctrl-C is."""
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,9 +22,14 @@ class EndedBySignal(KeyboardInterrupt):
         self.number = number
 
 
-def find_status(end: KeyboardInterrupt) -> int:
-    """The exit status of a command that was ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
-    return 128 + (end.number if isinstance(end, EndedBySignal) else signal.SIGINT)
+def run_to_end(work: Callable[[], int]) -> int:
+    """The exit status of ``work``: its own, or 130 where Ctrl-C ended it, 143 for SIGTERM, 129 for SIGHUP."""
+    try:
+        with ending_in_order():
+            return work()
+    except KeyboardInterrupt as end:
+        print("interrupted", file=sys.stderr)
+        return 128 + (end.number if isinstance(end, EndedBySignal) else signal.SIGINT)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import tyro
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.scripts.ending import ending_in_order, find_status
+from loopwright.scripts.ending import run_to_end
 
 
 def compile_where_possible() -> bool:
@@ -19,21 +19,18 @@ def compile_where_possible() -> bool:
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
-    """The exit status: what ``main`` returns, 2 for what cannot be, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """The exit status: what ``main`` returns, 2 for what cannot be, and what ``run_to_end`` says."""
+    return run_to_end(lambda: _run(module, sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(module: ModuleType, arguments: list[str]) -> int:
     name = Path(str(module.__file__)).stem
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        with ending_in_order():
-            # A command whose defaults depend on what is typed has a function that gives them.
-            given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-            config = tyro.cli(
-                module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given
-            )
-            status: int | None = module.main(config)
+        # A command whose defaults depend on what is typed has a function that gives them.
+        given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
+        config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given)
+        status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as end:
-        print("interrupted", file=sys.stderr)
-        return find_status(end)
     return status or 0
