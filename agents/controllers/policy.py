@@ -1,7 +1,5 @@
 """Policy: a learned network that maps observations to actions, as a controller. ``bundle`` saves and loads it."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from loopwright.agents.controllers.carded import compute_digest
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.controller import Described, View
 from loopwright.envs.loop.errors import LoopwrightError
@@ -111,7 +110,7 @@ class Policy(Described):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the card and the weights, as a bundle carries it."""
-        return fingerprint_policy(self.describe(), self.weights)
+        return compute_digest(self.describe(), self.weights)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -176,12 +175,3 @@ def build_network(widths: list[int], activation: str) -> nn.Sequential:
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
-
-
-def fingerprint_policy(card: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of a card, but for the hash on it, and of weights."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in card.items() if k != "sha256"}, sort_keys=True).encode())
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

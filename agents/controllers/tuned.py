@@ -1,10 +1,12 @@
 """The tuned competitors: the winners that ``loopwright tune`` found, kept in ``tuned.json`` with their provenance."""
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator
+from typing_extensions import TypedDict
 
 from loopwright.agents.controllers.optimizers import Optimized
 from loopwright.agents.controllers.schedules import ReduceOnPlateau, Scheduled
@@ -12,6 +14,7 @@ from loopwright.agents.controllers.simple import Constant
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.untrusted import Count, Name, PlanValues, Positive, Reader, one_of, strict
 
 TUNED_FILE = Path(__file__).with_name("tuned.json")
 DEFAULT_ADAMW = "default AdamW"
@@ -19,6 +22,37 @@ TUNED_LISTS = ("gradients", "measured")  # the price lists under which competito
 CONTROLLER_TYPES: dict[str, Callable[..., Controller]] = {
     kind.__name__: kind for kind in (Constant, Scheduled, ReduceOnPlateau, Optimized)
 }
+
+
+@strict
+class _Settings(TypedDict):
+    """A controller as ``describe_controller`` writes it."""
+
+    type: Annotated[str, AfterValidator(one_of(*CONTROLLER_TYPES))]
+    start: PlanValues
+    schedule: NotRequired[Name]
+    horizon: NotRequired[Positive]
+    kind: NotRequired[Name]
+    settings: NotRequired[dict[Name, int | float]]
+    factor: NotRequired[Positive]
+    patience: NotRequired[Count]
+    threshold: NotRequired[Positive]
+
+
+@strict
+class _Winner(TypedDict):
+    """One that ``loopwright tune`` found, and how."""
+
+    settings: _Settings
+    geometric_budget_share: Positive
+    decisions: Count
+    configurations: Count
+    tasks: Count
+    seeds: list[Count]
+    date: Name
+
+
+_TUNED = Reader[dict[str, dict[str, dict[str, Any]]]](dict[Name, dict[Name, _Winner]])
 
 
 def describe_controller(controller: Any) -> dict[str, Any]:
@@ -31,15 +65,18 @@ def describe_controller(controller: Any) -> dict[str, Any]:
 
 
 def restore_controller(name: str, description: dict[str, Any]) -> Controller:
-    """The inverse of ``describe_controller``."""
+    """The inverse of ``describe_controller``. Raises ``LoopwrightError`` for entries that its type does not have."""
     own = dict(description)
-    return CONTROLLER_TYPES[own.pop("type")](LoopPlan.from_json(own.pop("start")), name=name, **own)
+    kind = own.pop("type")
+    try:
+        return CONTROLLER_TYPES[kind](LoopPlan.from_json(own.pop("start")), name=name, **own)
+    except TypeError as problem:
+        raise LoopwrightError(f"{name}: not the settings of a {kind}: {problem}") from None
 
 
 def read_tuned_lists() -> dict[str, dict[str, dict[str, Any]]]:
     """All that ``loopwright tune`` found, by price list and the competitor's name; empty where it has not run."""
-    found: dict[str, dict[str, dict[str, Any]]] = json.loads(TUNED_FILE.read_text()) if TUNED_FILE.exists() else {}
-    return found
+    return _TUNED.read(TUNED_FILE) if TUNED_FILE.exists() else {}
 
 
 def read_tuned(prices: str = TUNED_LISTS[0]) -> dict[str, dict[str, Any]]:

@@ -88,7 +88,10 @@ def judge(
     with holding_folder(folder):
         field += _list_extras(controllers[0], settings, folder, progress) if everything else []
         fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
-        results, timings = ResultsFile(folder / RESULTS, header, fingerprints), TimingsFile(folder / TIMINGS)
+        if everything:  # what takes part besides, which is what it is by its name
+            fingerprints |= {name: [name] for name in (OPEN_LOOP, *(list_searches() if searches else ()))}
+        results = ResultsFile(folder / RESULTS, header, fingerprints)
+        timings = TimingsFile(folder / TIMINGS, header, fingerprints)
         contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
         with limit_threads(1):
             contest.run_side_by_side(contestants if ledgers else ())
@@ -97,7 +100,7 @@ def judge(
             if everything:
                 contest.run_replays()
         contest.time(timings, list_searches() if everything and searches else [])
-    return _evaluate(contest, controllers, members, timings.timings, searches)
+    return _evaluate(contest, controllers, members, timings.records, searches)
 
 
 def _describe(settings: EpisodeSettings) -> dict[str, Any]:

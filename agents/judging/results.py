@@ -1,21 +1,25 @@
-"""Results of an evaluation: one record per run, kept as JSON lines that are only ever appended to.
+"""Results of an evaluation: one record per run, kept on disk as ``records`` says.
 
-The first line, the header, says what was evaluated. A process that is killed loses at most the line it was writing;
-reading cuts a half-written line off, and an evaluation that goes on skips the runs that are there.
+The header says what was evaluated; every run belongs to a method, a task and a seed that it names.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
-from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
+from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter
+from typing_extensions import TypedDict
+
+from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
+from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES, RUNNING
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.storage import append_line, cut_file, write_whole
+from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Positive, one_of, require, restore_plan, strict
 
-RESULTS_FORMAT = "loopwright-results-1"
+ENDED = OUTCOMES[RUNNING + 1 :]
+Fingerprints = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 class Key(NamedTuple):
@@ -35,6 +39,29 @@ class TracePoint(NamedTuple):
     plan: LoopPlan
 
 
+@strict
+class _Columns(TypedDict):
+    """A trace by columns: of the plans the first one, and of the fields that change those of all."""
+
+    cost: list[Annotated[float, Field(ge=0)]]
+    loss: list[AnyFloat]
+    first: dict[str, Any]
+    changed: dict[str, list[Any]]
+
+
+_COLUMNS = TypeAdapter[_Columns](_Columns)
+
+
+def _restore_trace(values: Any) -> tuple[TracePoint, ...]:
+    columns = _COLUMNS.validate_python(values)
+    cost, loss, changed = columns["cost"], columns["loss"], columns["changed"]
+    lengths = sorted({len(column) for column in (cost, loss, *changed.values())})
+    require(len(lengths) == 1, f"columns of the lengths {', '.join(map(str, lengths))}")
+    plans = [columns["first"] | {name: column[i] for name, column in changed.items()} for i in range(len(cost))]
+    return tuple(TracePoint(*point) for point in zip(cost, loss, map(restore_plan, plans), strict=True))
+
+
+@strict
 @dataclass(frozen=True)
 class RunRecord:
     """One run of one method: what it cost to hit the target, or the whole budget for a miss.
@@ -49,17 +76,17 @@ class RunRecord:
         trace: a point per decision; empty unless asked for.
     """
 
-    method: str
-    task: str
-    seed: int
-    outcome: str
-    cost: float
-    budget: float
-    final_loss: float
-    final_metric: float
-    training: int = 0
-    easier_cost: float | None = None
-    trace: tuple[TracePoint, ...] = ()
+    method: Name
+    task: Name
+    seed: Count
+    outcome: Annotated[str, AfterValidator(one_of(*ENDED))]
+    cost: Positive
+    budget: Positive
+    final_loss: AnyFloat
+    final_metric: AnyFloat
+    training: Count = 0
+    easier_cost: Positive | None = None
+    trace: Annotated[tuple[TracePoint, ...], PlainValidator(_restore_trace)] = ()
 
     @property
     def key(self) -> Key:
@@ -81,11 +108,6 @@ class RunRecord:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "trace"}
         return values | ({"trace": _columns(self.trace)} if self.trace else {})
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "RunRecord":
-        columns = values.get("trace")
-        return cls(**{**values, "trace": _points(columns) if columns else ()})
-
 
 def _columns(trace: Sequence[TracePoint]) -> dict[str, Any]:
     plans = [point.plan.as_json() for point in trace]
@@ -98,106 +120,46 @@ def _columns(trace: Sequence[TracePoint]) -> dict[str, Any]:
     }
 
 
-def _points(columns: dict[str, Any]) -> tuple[TracePoint, ...]:
-    changed = columns["changed"]
-    return tuple(
-        TracePoint(cost, loss, LoopPlan.from_json(columns["first"] | {field: changed[field][i] for field in changed}))
-        for i, (cost, loss) in enumerate(zip(columns["cost"], columns["loss"], strict=True))
-    )
+@strict
+class ResultsHeader(TypedDict):
+    """What was evaluated on; ``methods`` are fingerprints by the name of a method, one for each training."""
+
+    format: str
+    suites: dict[Name, list[Name]]
+    seeds: list[Count]
+    settings: NotRequired[dict[str, Any]]
+    rate_spread: NotRequired[float]
+    methods: dict[Name, Fingerprints]
 
 
-class ResultsFile:
-    """The records of one evaluation on disk.
+def _check(header: Header, record: RunRecord) -> None:
+    trainings, tasks = header["methods"].get(record.method, ()), chain.from_iterable(header["suites"].values())
+    require(record.training < len(trainings), f"the header names no training {record.training} of {record.method!r}")
+    require(record.task in tasks, f"the header names no task {record.task!r}")
+    require(record.seed in header["seeds"], f"the header names no seed {record.seed}")
+    require(record.cost <= record.budget, f"cost {record.cost} is above the budget {record.budget}")
+    require(record.hit or record.cost == record.budget, f"a {record.outcome} costs the budget, not {record.cost}")
+    require((record.easier_cost or 0.0) <= record.budget, f"easier_cost {record.easier_cost} is above the budget")
 
-    Opening creates the file, or reads it and cuts off a line that was not finished. Methods, and trainings of a method,
-    may be added later: a header that names them then follows the records that were there.
+
+RESULTS_KIND = RecordKind[RunRecord](
+    "results", "loopwright-results-2", ResultsHeader, RunRecord, _check, "evaluate again"
+)
+
+
+class ResultsFile(RecordsFile[RunRecord]):
+    """The runs of one evaluation on disk: see ``RecordsFile``.
 
     Args:
         path: the file.
-        header: what was evaluated on: JSON values, the same whenever the file is opened.
+        header: what was evaluated on: JSON values, the same whenever the file is opened; suites and seeds among them.
         methods: fingerprints by the name of a method, one for each training.
-
-    Raises:
-        LoopwrightError: the file belongs to another evaluation (its header, or a method's fingerprints, differ), is
-            damaged before its end, or counts a run twice.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], methods: dict[str, list[str]]) -> None:
-        self.path = path
-        header = json.loads(json.dumps({"format": RESULTS_FORMAT, **header}))
-        known: dict[str, list[str]] = {}
-        self.records: list[RunRecord] = []
-        if path.exists() and path.stat().st_size:
-            found, self.records = read_results(path)
-            known = found.pop("methods")
-            differs = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
-            differs += [name for name, prints in methods.items() if not _one_continues(prints, known.get(name, []))]
-            if differs:
-                raise LoopwrightError(
-                    f"{path} holds the results of another evaluation ({', '.join(differs)} differ); "
-                    f"choose another folder"
-                )
-            cut_unfinished_line(path)
-        self.done = {record.key for record in self.records}
-        both = {name: max(known.get(name, []), methods.get(name, []), key=len) for name in {**known, **methods}}
-        line = json.dumps({**header, "methods": both}).encode() + b"\n"
-        if not path.exists() or not path.stat().st_size:
-            write_whole(path, line)
-        elif both != known:
-            append_line(path, line)
-
-    def append(self, record: RunRecord) -> None:
-        """Keep a record. Raises ``LoopwrightError`` for a run that is there already."""
-        if record.key in self.done:
-            raise LoopwrightError(f"{self.path} already holds the run {record.key}")
-        append_line(self.path, json.dumps(record.as_json()).encode() + b"\n")
-        self.done.add(record.key)
-        self.records.append(record)
+    def __init__(self, path: Path, header: Header, methods: dict[str, list[str]]) -> None:
+        super().__init__(path, RESULTS_KIND, {**header, "methods": methods})
 
 
-def _one_continues(first: list[str], second: list[str]) -> bool:
-    """Whether one of two lists begins with all of the other."""
-    return all(a == b for a, b in zip(first, second, strict=False))
-
-
-def cut_unfinished_line(path: Path) -> None:
-    """Take off what follows the last newline of a file: a process was killed while it wrote it."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        cut_file(path, end)
-
-
-def read_results(path: Path) -> tuple[dict[str, Any], list[RunRecord]]:
+def read_results(path: Path) -> tuple[Header, list[RunRecord]]:
     """Header and records, without a last line that was not finished. Raises ``LoopwrightError`` for any other file."""
-    try:
-        lines = path.read_text().split("\n")[:-1]  # what follows the last newline was not finished
-    except FileNotFoundError:
-        raise LoopwrightError(f"no results at {path}") from None
-    records: list[RunRecord] = []
-    header: dict[str, Any] = {}
-    number = 1
-    try:
-        for number, line in enumerate(lines or [""], start=1):
-            values = json.loads(line)
-            if "format" in values or number == 1:
-                header = values
-                if header["format"] != RESULTS_FORMAT:
-                    raise LoopwrightError(
-                        f"{path} has format {header['format']!r}; this version reads {RESULTS_FORMAT!r}"
-                    )
-            else:
-                records.append(RunRecord.from_json(values))
-    except (KeyError, TypeError, json.JSONDecodeError) as problem:
-        raise LoopwrightError(f"{path} is not a results file: line {number}: {problem!r}") from None
-    check_unique(records, str(path))
-    return header, records
-
-
-def check_unique(records: Iterable[RunRecord], where: str) -> None:
-    """Raises ``LoopwrightError`` where a run is counted twice."""
-    seen: set[Key] = set()
-    for record in records:
-        if record.key in seen:
-            raise LoopwrightError(f"{where}: the run {record.key} is counted twice")
-        seen.add(record.key)
+    return read_records(path, RESULTS_KIND)

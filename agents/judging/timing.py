@@ -8,19 +8,20 @@ without gradient statistics. Methods take turns on a task, and the median of sev
 How far the rounds lie apart goes into the intervals.
 """
 
-import json
 import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
+from loopwright.agents.judging.results import ResultsHeader, RunRecord
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.randomness import draw_control_samples, make_key
@@ -28,19 +29,19 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.controller import Controller, View
-from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
-from loopwright.envs.loop.storage import write_whole
 from loopwright.envs.loop.telemetry import Statistics, summarise
+from loopwright.envs.loop.untrusted import Name, Positive, require, strict
 from loopwright.inner_tasks.task import Split, Task
 
-ROUNDS = 5
+ROUNDS, MOST_ROUNDS = 5, 1000  # of an evaluation, and of what is read
 PLANS = 5  # of a run, evenly spread, under which a decision is timed
 
 
+@strict
 @dataclass(frozen=True)
 class Timing:
     """Seconds per geq of one method on one task in every round, and the share of them that is the controller's work.
@@ -48,10 +49,17 @@ class Timing:
     Round r of one method lies beside round r of the others on the same task.
     """
 
-    method: str
-    task: str
-    rounds: tuple[float, ...]
-    overhead: float
+    method: Name
+    task: Name
+    rounds: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_ROUNDS)]
+    overhead: Annotated[float, Field(ge=0, le=1)]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.method, self.task
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @property
     def seconds_per_geq(self) -> float:
@@ -180,30 +188,34 @@ class _TimedLoop:
         self.controller.decide(View(observation, plans, left, taken, self.loop.step_ratio))
 
 
-class TimingsFile:
-    """Timings as JSON lines, one per method and task; an evaluation that goes on times only what is missing."""
+def _check(header: Header, timing: Timing) -> None:
+    require(timing.method in header["methods"], f"the header names no method {timing.method!r}")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.timings = read_timings(path) if path.exists() else []
+
+TIMINGS_KIND = RecordKind[Timing]("timings", "loopwright-timings-1", ResultsHeader, Timing, _check, "evaluate again")
+
+
+class TimingsFile(RecordsFile[Timing]):
+    """Timings on disk, one per method and task: see ``RecordsFile``, and for the arguments ``ResultsFile``.
+
+    An evaluation that goes on times only what is missing.
+    """
+
+    def __init__(self, path: Path, header: Header, methods: dict[str, list[str]]) -> None:
+        super().__init__(path, TIMINGS_KIND, {**header, "methods": methods})
 
     def methods(self, task: str) -> set[str]:
         """What was timed on a task."""
-        return {timing.method for timing in self.timings if timing.task == task}
+        return {timing.method for timing in self.records if timing.task == task}
 
     def replace(self, task: str, timings: Sequence[Timing]) -> None:
         """Keep one task's timings, all at once: they are only comparable among themselves."""
-        self.timings = [timing for timing in self.timings if timing.task != task] + list(timings)
-        write_whole(self.path, "".join(json.dumps(asdict(timing)) + "\n" for timing in self.timings))
+        self.rewrite([timing for timing in self.records if timing.task != task] + list(timings))
 
 
 def read_timings(path: Path) -> list[Timing]:
     """Raises ``LoopwrightError`` for a file that does not hold timings."""
-    try:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        return [Timing(**{**values, "rounds": tuple(values["rounds"])}) for values in found]
-    except (TypeError, KeyError, json.JSONDecodeError) as problem:
-        raise LoopwrightError(f"{path} does not hold timings: {problem}") from None
+    return read_records(path, TIMINGS_KIND)[1]
 
 
 def convert_to_seconds(records: Sequence[RunRecord], timings: Sequence[Timing]) -> list[RunRecord]:

@@ -7,8 +7,11 @@ it says what of the agent's gain is a good schedule for anything, and what is fe
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import OpenLoop
@@ -19,6 +22,7 @@ from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.loop.storage import write_whole
+from loopwright.envs.loop.untrusted import PlanEntry, Reader, strict
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
 
@@ -26,6 +30,23 @@ TYPICAL = "typical schedule"
 SCHEDULE = "schedule.json"
 SCHEDULE_TASKS, SCHEDULE_SEEDS = 24, (8_000_000, 8_000_001)
 GOING_ON = 0.25  # share of the runs
+
+
+@strict
+class _MadeBy(TypedDict):
+    agent: str
+    prices: str
+
+
+@strict
+class _Schedule(TypedDict):
+    """What is kept of a schedule: whose it is, and its plans."""
+
+    made_by: _MadeBy
+    plans: Annotated[list[PlanEntry], Field(min_length=1)]
+
+
+_SCHEDULE = Reader[_Schedule](_Schedule)
 
 
 def list_training_tasks(agent: Controller) -> list[str]:
@@ -45,14 +66,14 @@ def make_typical_schedule(
     path, names = folder / SCHEDULE, list_training_tasks(agent)
     made_by = {"agent": agent.fingerprint, "prices": settings.price_list.name}
     if path.exists():
-        kept = json.loads(path.read_text())
-        differs = sorted(name for name in made_by if kept["made_by"].get(name) != made_by[name])
+        kept = _SCHEDULE.read(path)
+        differs = sorted(name for name in made_by if kept["made_by"][name] != made_by[name])  # type: ignore[literal-required]
         if differs:
             raise LoopwrightError(
                 f"{path} belongs to another evaluation ({', '.join(differs)} differ); choose another folder"
             )
         progress(len(names) * len(SCHEDULE_SEEDS))
-        return OpenLoop(tuple(LoopPlan.from_json(plan) for plan in kept["plans"]), TYPICAL)
+        return OpenLoop(tuple(kept["plans"]), TYPICAL)
 
     def count(record: RunRecord) -> None:
         progress(1)

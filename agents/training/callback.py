@@ -16,8 +16,8 @@ from loopwright.envs.loop.storage import writing
 class TrainingCallback(BaseCallback):
     """Progress bar, episode statistics for TensorBoard, and checkpoints.
 
-    On-policy algorithms are kept between rollouts, and after each checkpoint draw episodes and random numbers as one that
-    is loaded does: whoever is killed and goes on ends as one that was not. What others keep in a replay buffer is lost.
+    On-policy algorithms are kept between rollouts, and after each checkpoint draw episodes and random numbers as one
+    that is loaded does: a training that was killed and goes on ends as one that was not. A replay buffer is not kept.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig, show: bool) -> None:

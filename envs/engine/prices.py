@@ -5,7 +5,6 @@ large batch. ``gradients`` is the list of the latter, where nothing but gradient
 an update over seconds of one sample's gradient, in one thread of a plain loop (``loopwright prices`` measures them).
 """
 
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -18,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.loop.context import check_prices
 from loopwright.envs.loop.controller import OwnOptimizer
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
+from loopwright.envs.loop.untrusted import Count, Name, Positive, Reader, strict
 from loopwright.envs.loop.update_rules import Parts, take_step
 from loopwright.inner_tasks.losses import compute_losses
 from loopwright.inner_tasks.models import ModelSpec, find_output_shape
@@ -33,6 +34,25 @@ CHEAPEST = 0.01  # of what was measured on the smallest model: where prices begi
 PRICE_ROUNDS, LEAST_SECONDS = 7, 0.03  # how often a price is measured, and for how long each time
 
 Prices = Mapping[str, float]  # geq of an update, by the name of what makes it
+
+
+@strict
+class _Entry(TypedDict):
+    """What was measured on one model: passes over a microbatch that an update takes, by what makes it."""
+
+    model: Name
+    parameters: Count
+    microbatch: Count
+    passes: dict[Name, Positive]
+
+
+@strict
+class _File(TypedDict):
+    provenance: dict[str, Any]
+    entries: list[_Entry]
+
+
+_PRICES = Reader[_File](_File)
 
 
 class PriceList(ABC):
@@ -134,7 +154,7 @@ def read_prices() -> dict[tuple[str, int], dict[str, float]]:
     """What was measured: passes over a microbatch that an update takes, by model, microbatch and name."""
     if not PRICES_FILE.exists():
         raise LoopwrightError(f"{PRICES_FILE.name} is missing; run: loopwright prices")
-    entries = json.loads(PRICES_FILE.read_text())["entries"]
+    entries = _PRICES.read(PRICES_FILE)["entries"]
     return {(entry["model"], entry["microbatch"]): entry["passes"] for entry in entries}
 
 

@@ -87,15 +87,17 @@ def _sync_names(folder: Path) -> None:
         _sync(folder)
 
 
-def append_line(path: Path, line: bytes) -> None:
+def append_line(path: Path, line: bytes, size: int | None = None) -> None:
     """Append a line, its end included, in one call. Raises ``LoopwrightError`` where not all of it could be written.
 
-    What was written of it is then taken back.
+    What was written of it is then taken back. Where a ``size`` is given, in bytes, a file of another is refused.
     """
     with in_one_line("append to", path):
         file = os.open(path, os.O_APPEND | os.O_WRONLY)
         try:
             before = os.fstat(file).st_size
+            if size is not None and before != size:
+                raise LoopwrightError(f"cannot append to {path}: it was left with {size} bytes, and now has {before}")
             written = os.write(file, line)
             if written < len(line):
                 os.ftruncate(file, before)

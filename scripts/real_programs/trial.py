@@ -1,29 +1,36 @@
 """One program trained once, and what it took to reach a loss."""
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import nn
+from typing_extensions import TypedDict
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.judging.results import RunRecord, cut_unfinished_line
+from loopwright.agents.judging.records import Header, RecordKind, RecordsFile
+from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
-from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.storage import append_line, write_whole
+from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, one_of, require, strict
 from loopwright.scripts.real_programs.program import Batch, Program, draw_batches, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, CosineSetting, Launch
 
 LOOKS = 40  # times that a run is judged
 WATCHED_EVERY = 16  # iterations between looks at data that is watched, of what is steered
-TRIALS_FORMAT = "loopwright-programs-1"
 
 
+def _check_setting(values: dict[str, float]) -> dict[str, float]:
+    names = [field.name for field in fields(CosineSetting)]
+    require(list(values) == names, f"must be {', '.join(names)}")
+    return values
+
+
+@strict
 @dataclass(frozen=True)
 class TrainingTrial:
     """What became of one run.
@@ -39,21 +46,24 @@ class TrainingTrial:
         curve: iterations, seconds and loss on judged data, whenever that was looked at.
     """
 
-    program: str
-    rival: str
-    seed: int
-    purpose: str
-    policy: str
-    setting: dict[str, float]
+    program: Name
+    rival: Name
+    seed: Count
+    purpose: Annotated[str, AfterValidator(one_of("tuning", "target", "contest"))]
+    policy: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    setting: Annotated[dict[str, float], AfterValidator(_check_setting)]
     target: float | None
     hit: bool
-    samples: int
-    seconds: float
-    curve: tuple[tuple[int, float, float], ...]
+    samples: Count
+    seconds: Annotated[float, Field(ge=0)]
+    curve: Annotated[tuple[tuple[Count, Annotated[float, Field(ge=0)], AnyFloat], ...], Field(min_length=1)]
 
     @property
     def key(self) -> tuple[Any, ...]:
         return self.program, self.rival, self.seed, self.purpose, self.policy, tuple(self.setting.values())
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     def final_loss(self) -> float:
         return self.curve[-1][2]
@@ -123,39 +133,28 @@ def run_trial(
     )
 
 
-class TrialsFile:
-    """All trials of a contest as JSON lines, only ever appended to; a line that was not finished is cut off.
+@strict
+class _Header(TypedDict):
+    """Under what circumstances: versions of libraries, how many settings are tried, and what the programs are."""
 
-    Raises ``LoopwrightError`` for a file that was made under other circumstances, or is damaged.
-    """
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        header = json.loads(json.dumps({"format": TRIALS_FORMAT, **header}))
-        self.trials: list[TrainingTrial] = []
-        if path.exists() and path.stat().st_size:
-            self._read(path, header)
-        self.path = path
-        if not path.exists() or not path.stat().st_size:
-            write_whole(path, json.dumps(header) + "\n")
-
-    def _read(self, path: Path, header: dict[str, Any]) -> None:
-        cut_unfinished_line(path)
-        lines = path.read_text().splitlines()
-        try:
-            found = json.loads(lines[0]) if lines else header
-            self.trials = [_read_trial(json.loads(line)) for line in lines[1:]]
-        except (ValueError, TypeError, KeyError) as problem:
-            raise LoopwrightError(f"{path} is damaged: {problem}") from None
-        differs = sorted(name for name in {*found, *header} if found.get(name) != header.get(name))
-        if differs:
-            raise LoopwrightError(f"{path} holds another contest ({', '.join(differs)} differ); choose another folder")
-
-    def append(self, trial: TrainingTrial) -> None:
-        append_line(self.path, json.dumps(asdict(trial)).encode() + b"\n")
-        self.trials.append(trial)
+    format: str
+    versions: dict[str, str]
+    tuning: Count
+    programs: dict[Name, dict[str, Any]]
 
 
-def _read_trial(values: dict[str, Any]) -> TrainingTrial:
-    if set(values) != {field.name for field in fields(TrainingTrial)}:
-        raise ValueError(f"not a trial: {', '.join(values)}")
-    return TrainingTrial(**{**values, "curve": tuple(tuple(point) for point in values["curve"])})
+def _check(header: Header, trial: TrainingTrial) -> None:
+    require(trial.program in header["programs"], f"the header names no program {trial.program!r}")
+    require(trial.target is not None or trial.curve[-1][0] > 0, "a run without a target that ended at once")
+
+
+TRIALS_KIND = RecordKind[TrainingTrial](
+    "trials", "loopwright-programs-2", _Header, TrainingTrial, _check, "run loopwright programs again"
+)
+
+
+class TrialsFile(RecordsFile[TrainingTrial]):
+    """All trials of a contest on disk, and under what circumstances they were made: see ``RecordsFile``."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        super().__init__(path, TRIALS_KIND, header)

@@ -3,7 +3,7 @@
 import ast
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,14 @@ import torch
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.sealed import seal_all
 from loopwright.scripts import programs
 from loopwright.scripts.programs import Config, list_settings, main
 from loopwright.scripts.real_programs import program as listed
 from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, STEERED_BY, TUNED, CosineSetting
 from loopwright.scripts.real_programs.standing import SAMPLES, cut_at
-from loopwright.scripts.real_programs.trial import TrainingTrial, run_trial
+from loopwright.scripts.real_programs.trial import TRIALS_KIND, TrainingTrial, TrialsFile, run_trial
 
 ROOT = Path(__file__).parents[2]
 SETTING = CosineSetting(3e-3, 0.01, 0.1)
@@ -100,15 +101,14 @@ def test_a_contest_goes_on_where_it_was_interrupted(
     assert main(config) == 0
     again = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert len(again) == len(lines)
-    without_time = [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "curve")} for line in again]
-    assert without_time[-2:] == [
-        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "curve")} for line in lines[-2:]
-    ]
+    timed = ("seconds", "curve", "previous", "hash")
+    without_time = [{k: v for k, v in json.loads(line).items() if k not in timed} for line in again]
+    assert without_time[-2:] == [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines[-2:]]
     assert steered in capsys.readouterr().out
-    with pytest.raises(LoopwrightError, match=r"another contest \(tuning differ\)"):
+    with pytest.raises(LoopwrightError, match=r"trials of another evaluation \(tuning differ\)"):
         main(replace(config, tuning=3))
     (tmp_path / "trials.jsonl").write_text(lines[0] + '\n{"seed": 1}\n')
-    with pytest.raises(LoopwrightError, match="damaged: not a trial"):
+    with pytest.raises(LoopwrightError, match="line 2 was changed"):
         main(config)
 
 
@@ -131,3 +131,34 @@ def test_what_a_contest_refuses(change: dict[str, object], message: str, tmp_pat
 def test_trials_without_a_target_never_hit() -> None:
     trial = TrainingTrial(SMALL, TUNED, 0, "tuning", "", {}, None, False, 1, 1.0, ((0, 0.0, 2.0), (1, 1.0, 1.0)))
     assert not trial.hit
+
+
+HEADER = {"versions": {}, "tuning": 1, "programs": {SMALL: {}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"program": "another"}, "the header names no program 'another'"),
+        ({"purpose": "fun"}, "purpose: must be one of tuning, target, contest, got 'fun'"),
+        ({"policy": "me"}, r"policy: String should match pattern"),
+        ({"setting": {"lr": 0.1}}, "setting: must be lr, weight_decay, warm_up"),
+        ({"samples": -1}, "samples: Input should be greater than or equal to 0, got -1"),
+        ({"seconds": "nan"}, "seconds: Input should be a valid number, got 'nan'"),
+        ({"curve": []}, "curve: Tuple should have at least 1 item"),
+        ({"curve": [[0, 0.0, 2.0, 1]]}, "curve.0: Tuple should have at most 3 items"),
+        ({"curve": [[0, 0.0, 2.0]]}, "a run without a target that ended at once"),
+        ({"hit": 1}, "hit: Input should be a valid boolean, got 1"),
+        ({"more": 1}, "more: Unexpected keyword argument, got 1"),
+    ],
+)
+def test_what_cannot_be_a_trial_is_refused_whatever_its_seal(
+    change: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    path, curve = tmp_path / "trials.jsonl", ((0, 0.0, 2.0), (1, 1.0, math.inf))
+    trial = TrainingTrial(SMALL, TUNED, 0, "tuning", "", asdict(SETTING), None, False, 1, 1.0, curve)
+    TrialsFile(path, HEADER).append(trial)
+    assert TrialsFile(path, HEADER).records == [trial]
+    path.write_bytes(seal_all([{"format": TRIALS_KIND.format, **HEADER}, trial.as_json() | change])[0])
+    with pytest.raises(LoopwrightError, match=f"trials.jsonl, line 2: {problem}"):
+        TrialsFile(path, HEADER)

@@ -194,7 +194,7 @@ def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paid = {0: 300.0, 1: 100.0, 2: 200.0}
-    results = ResultsFile(tmp_path / RESULTS, {}, {})
+    results = ResultsFile(tmp_path / RESULTS, {"suites": {"one": [TASK]}, "seeds": list(paid)}, {AGENT: ["one"]})
     for seed, cost in paid.items():
         trace = (TracePoint(cost, 1.0, LoopPlan(learning_rate=cost)),)
         results.append(RunRecord(AGENT, TASK, seed, "hit", cost, 900.0, 0.1, 0.9, trace=trace))

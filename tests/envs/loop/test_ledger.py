@@ -174,7 +174,7 @@ def test_lines_removed_or_exchanged_are_found(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(LedgerError, match="holds no header"):
         read_ledger(path)
-    with pytest.raises(LedgerError, match="cannot read ledger"):
+    with pytest.raises(LedgerError, match="cannot read"):
         read_ledger(tmp_path / "nothing.jsonl")
     with pytest.raises(LedgerError, match="never overwritten"):
         Ledger.create(path, {})
