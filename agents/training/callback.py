@@ -75,7 +75,8 @@ class TrainingCallback(BaseCallback):
             self._bar.set_postfix_str(f"return {returns.mean():.3f} hits {hits.mean():.0%}", refresh=False)
 
     def _on_training_end(self) -> None:
-        self._bar.close()
+        if self._bar is not None:  # it may be ended before it has begun
+            self._bar.close()
 
     def checkpoint(self) -> None:
         """Keep the agent as it is now, in place of what was kept before."""

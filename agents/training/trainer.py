@@ -66,15 +66,16 @@ def _train(
     envs = _make_envs(config, settings)
     model = _load_model(config, checkpoint, envs) if resume else _make_model(config, folder, envs)
     callback = TrainingCallback(folder, config, show_progress)
+    callback.init_callback(model)
     left = config.steps - model.num_timesteps
     try:
         if left > 0:
             with limit_threads(config.threads):
                 model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
     except KeyboardInterrupt:
+        callback.on_training_end()
         callback.checkpoint()
         raise
-    callback.init_callback(model)
     callback.checkpoint()
     made = {name: value for name, value in settings.as_json().items() if name not in ("compile", "device")}
     trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,
