@@ -1,5 +1,6 @@
 """Runs one command's module: its ``Config`` is parsed from the command line, its ``main`` does the work."""
 
+import errno
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,9 @@ import tyro
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts.ending import run_to_end
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what libraries meet as well that write by themselves
 
 
 def compile_where_possible() -> bool:
@@ -32,5 +36,10 @@ def _run(module: ModuleType, arguments: list[str]) -> int:
         status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        print(f"error: {problem.strerror}: {problem.filename or 'while writing'}", file=sys.stderr)
         return 2
     return status or 0

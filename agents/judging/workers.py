@@ -3,12 +3,12 @@
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
 
 Result = TypeVar("Result")
 LOOKED_EVERY = 0.5  # seconds between a worker's looks for the process it works for
@@ -27,10 +27,12 @@ def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]]
     work = (delayed(_work_for)(os.getpid(), function, part) for part in parts)
     found = Parallel(n_jobs=workers, return_as="generator_unordered")(work)
     try:
-        yield from found
-    except BaseException:
-        get_reusable_executor().shutdown(kill_workers=True)
-        raise
+        for result in found:  # noqa: UP028  (whoever closes this does not close that without the filter below)
+            yield result
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of results that nobody took
+            found.close()
 
 
 def _work_for(parent: int, function: Callable[..., Result], part: tuple[Any, ...]) -> Result:

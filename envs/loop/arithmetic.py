@@ -30,7 +30,7 @@ class Many:
     @staticmethod
     def where(condition: Number, a: Number, b: Number) -> Number:
         """``a`` where the condition holds, elsewhere ``b``."""
-        found = np.where(condition, a, b)
+        found: Number = np.where(condition, a, b)
         # Of two plain floats numpy makes float64, which would spread: a run would round otherwise than one before it.
         return found.astype(np.float32) if found.dtype == np.float64 else found
 
