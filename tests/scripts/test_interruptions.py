@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,6 +27,8 @@ from loopwright.scripts import prices as scripts_prices
 from loopwright.scripts import tune as scripts_tune
 from loopwright.scripts.ending import ending_in_order, run_to_end
 from loopwright.scripts.main import main
+from loopwright.scripts.run import run
+from loopwright.scripts.tasks import Config
 
 LIVES = Path(__file__).parents[1] / "lives.py"
 COMMAND = [sys.executable, "-W", "ignore", "-m", "loopwright.scripts.main"]
@@ -285,3 +288,11 @@ def test_a_training_that_is_ended_leaves_a_checkpoint(tmp_path: Path) -> None:
     end(arguments, tmp_path, signal.SIGHUP, lambda _: any((tmp_path / "agent").glob("tensorboard/*/events*")))
     assert (tmp_path / "agent" / "checkpoint.zip").exists()
     assert list_left(tmp_path / "agent") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_that_a_library_meets_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ModuleType("log")
+    vars(command).update(__file__="log.py", Config=Config, main=lambda _: Path("/dev/full").write_text("more"))
+    assert run(command, []) == 2
+    assert capsys.readouterr().err == "error: No space left on device: while writing\n"
