@@ -41,7 +41,7 @@ class Config:
 
 
 # What a demo leaves in its folder, and in the folders for each price list: all that a later one may remove.
-LEFT_BY_TRAINING = ("checkpoint.zip", "training.json", "policy.safetensors", "tensorboard")
+LEFT_BY_TRAINING = ("checkpoint.safetensors", "checkpoint.zip", "training.json", "policy.safetensors", "tensorboard")
 LEFT_BY_JUDGING = (RESULTS, TIMINGS, *REPORT)
 
 

@@ -19,7 +19,9 @@ from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
+from loopwright.envs.loop.sealed import make_json_value
 from loopwright.envs.loop.storage import write_whole
+from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Reader, strict
 from loopwright.inner_tasks.family import TaskFamily
 from loopwright.inner_tasks.losses import METRICS
 from loopwright.inner_tasks.registry import list_families
@@ -42,16 +44,20 @@ class Config:
     """Where tasks.md and results/scores.json lie."""
 
 
+@strict
 @dataclass(frozen=True)
 class Score:
     """What default AdamW reaches on a family: mean and standard deviation of metric and loss over ``draws``."""
 
-    family: str
-    metric: float
-    metric_std: float
-    loss: float
-    samples: int
-    draws: int
+    family: Name
+    metric: AnyFloat
+    metric_std: AnyFloat
+    loss: AnyFloat
+    samples: Count
+    draws: Count
+
+
+_SCORES = Reader[list[Score]](list[Score])
 
 
 def score(family: TaskFamily, samples: int, draws: int) -> Score:
@@ -113,12 +119,11 @@ def main(config: Config) -> None:
 def score_families(config: Config) -> None:
     """Score the families that are asked for, and write each as it is found."""
     known, results = list_families(), config.docs / "results" / "scores.json"
-    stored = json.loads(results.read_text()) if results.exists() else []
-    scores = {entry["family"]: Score(**entry) for entry in stored}
+    scores = {own.family: own for own in (_SCORES.read(results) if results.exists() else [])}
     for name in tqdm(config.families or list(known), desc="scores", unit="family"):
         scores[name] = score(known[name], config.samples, config.draws)
         ordered = [asdict(scores[family]) for family in known if family in scores]
-        write_whole(results, json.dumps(ordered, indent=1) + "\n")
+        write_whole(results, json.dumps(make_json_value(ordered), indent=1) + "\n")
         write_whole(config.docs / "tasks.md", page(scores))
     print(f"wrote {config.docs / 'tasks.md'} and {results}")
 

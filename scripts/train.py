@@ -4,6 +4,7 @@
     loopwright train --preset all --folder runs/all
 
 Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Progress for TensorBoard lies in the folder.
+Resuming executes nothing that lies there: a checkpoint holds numbers alone, and a zip of an older version is refused.
 """
 
 import sys
@@ -28,7 +29,7 @@ class Config(TrainingConfig):
     folder: Path = Path("runs/agent")
     """Where the checkpoint, the TensorBoard log and policy.safetensors go."""
     resume: bool = False
-    """Go on from the folder's checkpoint."""
+    """Go on from the folder's checkpoint.safetensors."""
 
     def __post_init__(self) -> None:
         """Leave the checks to ``main``, which reports them as every command does."""

@@ -24,6 +24,7 @@ from torch import nn
 import loopwright.scripts.calibrate
 from loopwright.agents.judging.results import read_results
 from loopwright.agents.steering.attach import attach
+from loopwright.agents.training.checkpoint import CHECKPOINT
 from loopwright.agents.training.config import TrainingConfig
 from loopwright.agents.training.trainer import train
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -45,7 +46,7 @@ def train_a_policy(folder: Path) -> None:
         lanes=2, suite=ONE, compile=False, steps=128, checkpoint_every=32,
         options={"n_steps": 8, "batch_size": 8, "n_epochs": 1},
     )  # fmt: skip
-    train(config, folder, resume=(folder / "checkpoint.zip").exists(), show_progress=False, settings=QUICK)
+    train(config, folder, resume=(folder / CHECKPOINT).exists(), show_progress=False, settings=QUICK)
 
 
 def read_policy(folder: Path) -> Any:

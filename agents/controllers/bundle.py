@@ -14,13 +14,13 @@ import torch
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from loopwright.agents.controllers.carded import CardedFile, Layout, require_layout
+from loopwright.agents.controllers.carded import CardedFile, TensorLayout, require_layout
 from loopwright.agents.controllers.policy import ACTIVATIONS, POLICY_FORMAT, Policy, build_network
 from loopwright.envs.loop.errors import BundleError, LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.untrusted import Count, Digest, Name, PlanValues, one_of, require, strict
+from loopwright.envs.loop.untrusted import Count, Digest, Name, PlanValues, demand, one_of, strict
 
 SHIPPED = Path(__file__).with_name("shipped")
 BUNDLE_LIMIT = 64 << 20  # bytes; those that come along have 0.1 million
@@ -102,10 +102,10 @@ def load_policy(path: Path | str) -> Policy:
     try:
         knobs, start = KnobSet(card["knobs"], card["action"]), LoopPlan.from_json(card["start"])
         outputs = sum(knobs.choices) if knobs.action == "discrete" else len(knobs.knobs)
-        require(card["widths"][0] == len(OBSERVATION_NAMES), f"widths begin with {card['widths'][0]} features")
-        require(card["widths"][-1] == outputs, f"{card['widths'][-1]} outputs, where {knobs.name} takes {outputs}")
+        demand(card["widths"][0] == len(OBSERVATION_NAMES), f"widths begin with {card['widths'][0]} features")
+        demand(card["widths"][-1] == outputs, f"{card['widths'][-1]} outputs, where {knobs.name} takes {outputs}")
         for name, values in weights.items():
-            require(bool(values.isfinite().all()), f"{name} holds numbers that are not finite")
+            demand(bool(values.isfinite().all()), f"{name} holds numbers that are not finite")
     except (ValueError, LoopwrightError) as problem:
         raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None
     network = build_network(card["widths"], card["activation"])
@@ -113,9 +113,9 @@ def load_policy(path: Path | str) -> Policy:
     return Policy(network, knobs, start, card["squashed"], card["training"])
 
 
-def _check_layout(card: _Card, layout: Layout) -> None:
-    require(card["format"] == POLICY_FORMAT, f"format {card['format']!r}; this version reads {POLICY_FORMAT!r}")
-    expected: Layout = {}
+def _check_layout(card: _Card, layout: TensorLayout) -> None:
+    demand(card["format"] == POLICY_FORMAT, f"format {card['format']!r}; this version reads {POLICY_FORMAT!r}")
+    expected: TensorLayout = {}
     for position, (inputs, outputs) in enumerate(pairwise(card["widths"])):
         expected[f"{2 * position}.weight"] = torch.float32, (outputs, inputs)
         expected[f"{2 * position}.bias"] = torch.float32, (outputs,)

@@ -20,13 +20,12 @@ from typing_extensions import TypedDict
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.storage import writing
-from loopwright.envs.loop.untrusted import Count, Reader, read_limited, strict
+from loopwright.envs.loop.untrusted import JSON_LIMIT, Count, Reader, read_limited, strict
 
-HEADER_LIMIT = 1 << 20  # bytes; a bundle's takes ten thousand
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U8": torch.uint8}
 
 Card = TypeVar("Card", bound=Mapping[str, Any])
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each tensor
+TensorLayout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of each tensor
 
 
 @strict
@@ -53,8 +52,8 @@ class CardedFile(Generic[Card]):
 
     def __init__(self, what: str, card: Any, limit: int, error: type[LoopwrightError]) -> None:
         self.what, self.limit, self.error = what, limit, error
-        self._card = Reader[Card](card, error, HEADER_LIMIT)
-        self._header = Reader[dict[str, Any]](dict[str, Any], error, HEADER_LIMIT)
+        self._card = Reader[Card](card, error)
+        self._header = Reader[dict[str, Any]](dict[str, Any], error)
         self._metadata, self._tensor = Reader[_Metadata](_Metadata, error), Reader[_Tensor](_Tensor, error)
 
     def write(self, path: Path, card: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -69,23 +68,24 @@ class CardedFile(Generic[Card]):
             except SafetensorError as problem:
                 raise self.error(f"cannot write {path}: {problem}") from problem
 
-    def read(self, path: Path, check: Callable[[Card, Layout], None]) -> tuple[Card, dict[str, torch.Tensor]]:
+    def read(self, path: Path, check: Callable[[Card, TensorLayout], None]) -> tuple[Card, dict[str, torch.Tensor]]:
         """Card and tensors. Raises ``error`` for a file that is damaged, altered, or does not fit together.
 
         ``check`` is given the card and how the tensors are laid out before any of them is made, and raises
         ``ValueError`` for what it does not accept.
         """
-        content = read_limited(path, self.limit, self.error)
         where = f"{path} is not a readable {self.what}"
-        (length,) = struct.unpack("<Q", content[:8]) if len(content) >= 8 else (0,)
-        if not 0 < length <= min(HEADER_LIMIT, len(content) - 8):
-            raise self.error(f"{where}: {len(content)} bytes with a header of {length}, of at most {HEADER_LIMIT}")
-        card, layout = self._read_header(content[8 : 8 + length], where)
+        begin = read_limited(path, 8 + JSON_LIMIT, self.error, whole=False)
+        (length,) = struct.unpack("<Q", begin[:8]) if len(begin) >= 8 else (0,)
+        if not 0 < length <= len(begin) - 8:
+            raise self.error(f"{where}: a header of {length} bytes, of at most {min(JSON_LIMIT, len(begin))}")
+        card, layout = self._read_header(begin[8 : 8 + length], where)
         try:
             check(card, layout)
         except ValueError as problem:
             raise self.error(f"{path}: the card and the weights do not fit together: {problem}") from None
         size = 8 + length + sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
+        content = read_limited(path, min(size, self.limit), self.error)
         if len(content) != size:
             raise self.error(f"{where}: {len(content)} bytes, where its header speaks of {size}")
         try:
@@ -96,10 +96,10 @@ class CardedFile(Generic[Card]):
             raise self.error(f"{path} was altered: its SHA-256 does not match the one on its card")
         return card, tensors
 
-    def _read_header(self, text: bytes, where: str) -> tuple[Card, Layout]:
+    def _read_header(self, text: bytes, where: str) -> tuple[Card, TensorLayout]:
         entries = self._header.parse(text, f"{where}: header")
         metadata = self._metadata.check(entries.pop("__metadata__", None), f"{where}: header")
-        layout: Layout = {}
+        layout: TensorLayout = {}
         for name, values in entries.items():
             entry = self._tensor.check(values, f"{where}: header, {name!a}")
             if entry["dtype"] not in DTYPES:
@@ -108,7 +108,7 @@ class CardedFile(Generic[Card]):
         return self._card.parse(metadata["card"].encode(), f"{where}: card"), layout
 
 
-def require_layout(found: Layout, expected: Layout) -> None:
+def require_layout(found: TensorLayout, expected: TensorLayout) -> None:
     """Raise ``ValueError`` unless the tensors are those expected."""
     for name in sorted({*found, *expected}, key=ascii):
         if found.get(name) != expected.get(name):

@@ -9,17 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter
+from pydantic import AfterValidator, FailFast, Field, PlainValidator, TypeAdapter
 from typing_extensions import TypedDict
 
 from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES, RUNNING
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Positive, one_of, require, restore_plan, strict
+from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Positive, demand, one_of, restore_plan, strict
 
-ENDED = OUTCOMES[RUNNING + 1 :]
-Fingerprints = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+ENDINGS = OUTCOMES[RUNNING + 1 :]
+Fingerprints = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), FailFast()]
 
 
 class Key(NamedTuple):
@@ -43,8 +43,8 @@ class TracePoint(NamedTuple):
 class _Columns(TypedDict):
     """A trace by columns: of the plans the first one, and of the fields that change those of all."""
 
-    cost: list[Annotated[float, Field(ge=0)]]
-    loss: list[AnyFloat]
+    cost: Annotated[list[Annotated[float, Field(ge=0)]], FailFast()]
+    loss: Annotated[list[AnyFloat], FailFast()]
     first: dict[str, Any]
     changed: dict[str, list[Any]]
 
@@ -56,7 +56,7 @@ def _restore_trace(values: Any) -> tuple[TracePoint, ...]:
     columns = _COLUMNS.validate_python(values)
     cost, loss, changed = columns["cost"], columns["loss"], columns["changed"]
     lengths = sorted({len(column) for column in (cost, loss, *changed.values())})
-    require(len(lengths) == 1, f"columns of the lengths {', '.join(map(str, lengths))}")
+    demand(len(lengths) == 1, f"columns of the lengths {', '.join(map(str, lengths))}")
     plans = [columns["first"] | {name: column[i] for name, column in changed.items()} for i in range(len(cost))]
     return tuple(TracePoint(*point) for point in zip(cost, loss, map(restore_plan, plans), strict=True))
 
@@ -79,7 +79,7 @@ class RunRecord:
     method: Name
     task: Name
     seed: Count
-    outcome: Annotated[str, AfterValidator(one_of(*ENDED))]
+    outcome: Annotated[str, AfterValidator(one_of(*ENDINGS))]
     cost: Positive
     budget: Positive
     final_loss: AnyFloat
@@ -125,8 +125,8 @@ class ResultsHeader(TypedDict):
     """What was evaluated on; ``methods`` are fingerprints by the name of a method, one for each training."""
 
     format: str
-    suites: dict[Name, list[Name]]
-    seeds: list[Count]
+    suites: dict[Name, Annotated[list[Name], FailFast()]]
+    seeds: Annotated[list[Count], FailFast()]
     settings: NotRequired[dict[str, Any]]
     rate_spread: NotRequired[float]
     methods: dict[Name, Fingerprints]
@@ -134,12 +134,12 @@ class ResultsHeader(TypedDict):
 
 def _check(header: Header, record: RunRecord) -> None:
     trainings, tasks = header["methods"].get(record.method, ()), chain.from_iterable(header["suites"].values())
-    require(record.training < len(trainings), f"the header names no training {record.training} of {record.method!r}")
-    require(record.task in tasks, f"the header names no task {record.task!r}")
-    require(record.seed in header["seeds"], f"the header names no seed {record.seed}")
-    require(record.cost <= record.budget, f"cost {record.cost} is above the budget {record.budget}")
-    require(record.hit or record.cost == record.budget, f"a {record.outcome} costs the budget, not {record.cost}")
-    require((record.easier_cost or 0.0) <= record.budget, f"easier_cost {record.easier_cost} is above the budget")
+    demand(record.training < len(trainings), f"the header names no training {record.training} of {record.method!r}")
+    demand(record.task in tasks, f"the header names no task {record.task!r}")
+    demand(record.seed in header["seeds"], f"the header names no seed {record.seed}")
+    demand(record.cost <= record.budget, f"cost {record.cost} is above the budget {record.budget}")
+    demand(record.hit or record.cost == record.budget, f"a {record.outcome} costs the budget, not {record.cost}")
+    demand((record.easier_cost or 0.0) <= record.budget, f"easier_cost {record.easier_cost} is above the budget")
 
 
 RESULTS_KIND = RecordKind[RunRecord](

@@ -34,7 +34,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import Statistics, summarise
-from loopwright.envs.loop.untrusted import Name, Positive, require, strict
+from loopwright.envs.loop.untrusted import Name, Positive, demand, strict
 from loopwright.inner_tasks.task import Split, Task
 
 ROUNDS, MOST_ROUNDS = 5, 1000  # of an evaluation, and of what is read
@@ -189,7 +189,7 @@ class _TimedLoop:
 
 
 def _check(header: Header, timing: Timing) -> None:
-    require(timing.method in header["methods"], f"the header names no method {timing.method!r}")
+    demand(timing.method in header["methods"], f"the header names no method {timing.method!r}")
 
 
 TIMINGS_KIND = RecordKind[Timing]("timings", "loopwright-timings-1", ResultsHeader, Timing, _check, "evaluate again")

@@ -9,8 +9,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
+from loopwright.agents.training.checkpoint import CHECKPOINT, write_checkpoint
 from loopwright.agents.training.config import TrainingConfig
-from loopwright.envs.loop.storage import writing
 
 
 class TrainingCallback(BaseCallback):
@@ -80,5 +80,4 @@ class TrainingCallback(BaseCallback):
 
     def checkpoint(self) -> None:
         """Keep the agent as it is now, in place of what was kept before."""
-        with writing(self.folder / "checkpoint.zip") as beside:
-            self.model.save(beside)
+        write_checkpoint(self.model, self.folder / CHECKPOINT)

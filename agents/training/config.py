@@ -12,6 +12,7 @@ from loopwright.envs.episode.reward import find_reward
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.extras import import_extra
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
+from loopwright.envs.loop.untrusted import strict
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
 CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
@@ -40,6 +41,7 @@ HIDDEN_GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+@strict
 @dataclass(frozen=True)
 class TrainingConfig:
     """What a training is made of. Raises ``LoopwrightError`` for values that cannot be."""

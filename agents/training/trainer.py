@@ -18,18 +18,21 @@ from loopwright.agents.controllers.bundle import save_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
+from loopwright.agents.training.checkpoint import CHECKPOINT, restore_checkpoint
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
-from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.errors import CheckpointError, LoopwrightError
 from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.storage import write_whole
+from loopwright.envs.loop.untrusted import Reader
 from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
 
+_DESCRIBED = Reader[TrainingConfig](TrainingConfig)
 STANDING_STILL = 0.9  # chance of the action that leaves a knob alone, before training
 
 
@@ -46,6 +49,7 @@ def train(
     Raises:
         LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
             holds a training when not resuming, or that another process works in.
+        CheckpointError: ``resume`` with a checkpoint that is damaged, altered, or an older version's.
     """
     with holding_folder(folder):
         return _train(config, folder, resume, show_progress, settings)
@@ -54,7 +58,6 @@ def train(
 def _train(
     config: TrainingConfig, folder: Path, resume: bool, show_progress: bool, settings: EpisodeSettings | None
 ) -> Policy:
-    checkpoint = folder / "checkpoint.zip"
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
     settings = replace(
@@ -64,7 +67,7 @@ def _train(
     if settings.compile and show_progress:
         tqdm.write("compiling the inner loop (half a minute, less the next time)")
     envs = _make_envs(config, settings)
-    model = _load_model(config, checkpoint, envs) if resume else _make_model(config, folder, envs)
+    model = _load_model(config, folder, envs) if resume else _make_model(config, folder, envs)
     callback = TrainingCallback(folder, config, show_progress)
     callback.init_callback(model)
     left = config.steps - model.num_timesteps
@@ -91,14 +94,20 @@ def _train(
 
 def _claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
     """Say in ``folder`` what is trained there. Raises ``LoopwrightError`` where it does not fit what is there."""
-    checkpoint, described = folder / "checkpoint.zip", folder / "training.json"
+    checkpoint, described, old = (folder / name for name in (CHECKPOINT, "training.json", "checkpoint.zip"))
     if resume:
+        if not checkpoint.exists() and old.exists():
+            raise CheckpointError(
+                f"{old} was written by an older version; it holds pickles, which can run anything, and is not opened: "
+                f"train again in another folder"
+            )
         if not checkpoint.exists():
             raise LoopwrightError(f"nothing to resume: {checkpoint} does not exist")
-        before = json.loads(described.read_text())
-        if {**before, "steps": 0} != {**json.loads(json.dumps(asdict(config))), "steps": 0}:
-            raise LoopwrightError(f"{described} was written for another configuration: {before}")
-    elif checkpoint.exists() or (folder / "policy.safetensors").exists():
+        before, now = (asdict(replace(own, steps=config.steps)) for own in (_DESCRIBED.read(described), config))
+        differs = [name for name in now if json.dumps(before[name]) != json.dumps(now[name])]
+        if differs:
+            raise LoopwrightError(f"{described} was written for another configuration ({', '.join(differs)} differ)")
+    elif any(path.exists() for path in (checkpoint, old, folder / "policy.safetensors")):
         raise LoopwrightError(f"{folder} already holds a training; resume it, or choose another folder")
     write_whole(described, json.dumps(asdict(config), indent=1))
 
@@ -115,8 +124,9 @@ def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
     )  # fmt: skip
 
 
-def _load_model(config: TrainingConfig, checkpoint: Path, envs: SB3VecEnv) -> BaseAlgorithm:
-    model = find_algorithm(config.algorithm).load(checkpoint, env=envs)
+def _load_model(config: TrainingConfig, folder: Path, envs: SB3VecEnv) -> BaseAlgorithm:
+    model = _make_model(config, folder, envs)
+    restore_checkpoint(model, folder / CHECKPOINT)
     # The tasks of the part already done are not drawn again: the stream goes on from a seed of its own.
     envs.seed(config.seed + model.num_timesteps)
     return model

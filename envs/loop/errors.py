@@ -24,6 +24,10 @@ class BundleError(LoopwrightError):
     """A saved policy that is damaged, altered, or made for another observation or knob set."""
 
 
+class CheckpointError(LoopwrightError):
+    """A training's checkpoint that is damaged, altered, or made by another configuration or version."""
+
+
 class LedgerError(LoopwrightError):
     """An audit log that is missing, was altered, or cannot be executed again."""
 

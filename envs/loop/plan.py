@@ -78,8 +78,12 @@ class LoopPlan:
                 raise LoopwrightError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         for name, accepted, holds in (
             ("learning_rate", "finite and >= 0", 0 <= self.learning_rate < math.inf),
-            ("momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.momentum) < 1),
-            ("second_momentum", "in [0, 1), below 1 in float32 too", 0 <= np.float32(self.second_momentum) < 1),
+            ("momentum", "in [0, 1), below 1 in float32 too", 0 <= self.momentum < 1 and np.float32(self.momentum) < 1),
+            (
+                "second_momentum",
+                "in [0, 1), below 1 in float32 too",
+                0 <= self.second_momentum < 1 and np.float32(self.second_momentum) < 1,
+            ),
             ("weight_decay", "finite and >= 0", 0 <= self.weight_decay < math.inf),
             ("clip", "above 0 (infinity is off)", self.clip > 0),
             ("batch", "a whole number >= 1", self.batch >= 1 and self.batch == int(self.batch)),

@@ -16,10 +16,10 @@ from typing import Any
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.storage import append_line, cut_file
-from loopwright.envs.loop.untrusted import LINE_LIMIT, read_limited
+from loopwright.envs.loop.untrusted import LINE_LIMIT, opening
 
 GENESIS = "0" * 64  # the hash before the first line
-LINES_LIMIT = 128 << 20  # bytes of a file of lines
+LINES_LIMIT = 512 << 20  # bytes of a file of lines
 _PREVIOUS, _SEAL = ',"previous":"{}"}}', ',"hash":"{}"}}\n'
 
 
@@ -67,18 +67,21 @@ def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError, unse
     Raises ``error`` if the file cannot be read, or a line is not as it was written; the message names the line. A last
     line without its end is not an error: the process was killed while writing it.
     """
-    *lines, tail = read_limited(path, LINES_LIMIT, error).split(b"\n")
-    found, previous = [], GENESIS
-    for number, line in enumerate(lines, start=1):
-        opened = unseal(line + b"\n", previous) if len(line) <= LINE_LIMIT else None
-        if opened is None and number == 1 and unsealed and b',"hash":"' not in line:
-            raise error(f"{path}, line 1 carries no seal: {unsealed}")
-        if opened is None:
-            raise error(f"{path}, line {number} was changed: it does not match its hash or the line before")
-        text, previous = opened
-        found.append(text)
+    found, previous, number, tail = [], GENESIS, 1, b""
+    with opening(path, LINES_LIMIT, error) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT + 1), b""), start=1):
+            if not line.endswith(b"\n") and len(line) <= LINE_LIMIT:
+                tail = line
+                break
+            opened = unseal(line, previous)
+            if opened is None and number == 1 and unsealed and b',"hash":"' not in line:
+                raise error(f"{path}, line 1 carries no seal: {unsealed}")
+            if opened is None:
+                raise error(f"{path}, line {number} was changed: it does not match its hash or the line before")
+            text, previous = opened
+            found.append(text)
     if unseal(tail[:-1] + b"\n", previous) is not None:
-        raise error(f"{path}, line {len(lines) + 1} was changed: it lacks its line end")
+        raise error(f"{path}, line {number} was changed: it lacks its line end")
     return SealedContent(found, len(tail), previous)
 
 
@@ -91,9 +94,12 @@ class SealedLines:
     def append(self, content: dict[str, Any]) -> None:
         """Write one line, in one call, and hand it to the operating system.
 
-        Raises as ``append_line`` does, and ``LoopwrightError`` where somebody else has written to the file meanwhile.
+        Raises ``LoopwrightError`` as ``append_line`` does, for a line that is longer than what is read, and where
+        somebody else has written to the file meanwhile.
         """
         line, digest = seal(content, self._last)
+        if len(line) > LINE_LIMIT:
+            raise LoopwrightError(f"cannot append to {self.path}: a line of {len(line)} bytes, of {LINE_LIMIT} at most")
         # Opened for every line: thousands of runs at once would exhaust open files.
         append_line(self.path, line, self._size)
         self._last, self._size = digest, self._size + len(line)

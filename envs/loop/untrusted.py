@@ -6,12 +6,14 @@ What does not fit is one line that names the file, where it has lines the line, 
 """
 
 import json
+import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, BinaryIO, Generic, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -29,11 +31,8 @@ from pydantic import (
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 
-FILE_LIMIT, LINE_LIMIT = (
-    4 << 20,
-    1 << 20,
-)  # bytes of a file, and of a line, of JSON; in memory it takes thirty times that
-SHOWN = 60  # characters of a value in a message
+JSON_LIMIT, LINE_LIMIT = 1 << 20, 4 << 20  # bytes of a file, and of a line, of JSON
+SHOWN, SAID = 60, 300  # characters of a value in a message, and of what is said about a file
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 strict = with_config(_STRICT)  # for classes that are read: nothing is converted, and there is nothing besides
 
@@ -80,21 +79,34 @@ PlanEntry = Annotated[LoopPlan, PlainValidator(restore_plan)]
 PlanValues = Annotated[dict[str, Any], AfterValidator(_check_plan)]  # the JSON of one that is sound, as it stands there
 
 
-def read_limited(path: Path, limit: int, error: type[LoopwrightError] = LoopwrightError) -> bytes:
-    """The content of a file of at most ``limit`` bytes. Raises ``error`` for a larger one, or what is no file."""
+def read_limited(
+    path: Path, limit: int, error: type[LoopwrightError] = LoopwrightError, *, whole: bool = True
+) -> bytes:
+    """The content of a file of at most ``limit`` bytes, or, not ``whole``, so many of any file.
+
+    Raises ``error`` as ``opening`` does.
+    """
+    with opening(path, limit if whole else math.inf, error) as file:
+        return file.read(limit)
+
+
+@contextmanager
+def opening(path: Path, limit: float, error: type[LoopwrightError] = LoopwrightError) -> Iterator[BinaryIO]:
+    """A file of at most ``limit`` bytes, open for reading. Raises ``error`` for a larger one, or what is no file."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never end
             raise error(f"cannot read {path}: it is no file")
+        if found.st_size > limit:
+            raise error(f"cannot read {path}: it is larger than the {limit / 2**20:g} MB that such a file may have")
         with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except (OSError, ValueError) as problem:
+            yield file
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror or problem}") from None
+    except ValueError as problem:
         if isinstance(problem, LoopwrightError):
             raise
-        raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from None
-    if len(content) > limit:
-        raise error(f"cannot read {path}: it is larger than the {limit / 2**20:g} MB that such a file may have")
-    return content
+        raise error(f"cannot read {path}: {problem}") from None
 
 
 class Reader(Generic[T]):
@@ -106,7 +118,7 @@ class Reader(Generic[T]):
         limit: bytes that may be read.
     """
 
-    def __init__(self, kind: Any, error: type[LoopwrightError] = LoopwrightError, limit: int = FILE_LIMIT) -> None:
+    def __init__(self, kind: Any, error: type[LoopwrightError] = LoopwrightError, limit: int = JSON_LIMIT) -> None:
         self.kind, self.error, self.limit = kind, error, limit
 
     @cached_property
@@ -131,17 +143,17 @@ class Reader(Generic[T]):
             problem = _describe(found)
         except ValueError as found:
             problem = f"not JSON: {found}"
-        raise self.error(f"{where}: {problem}")
+        raise self.error(f"{where}: {_shorten(problem)}")
 
     def check(self, values: Any, where: str) -> T:
         """As ``parse``, for a part of what was parsed; for kinds without tuples and dataclasses, which JSON lacks."""
         try:
             return self._adapter.validate_python(values, strict=True)
         except ValidationError as found:
-            raise self.error(f"{where}: {_describe(found)}") from None
+            raise self.error(f"{where}: {_shorten(_describe(found))}") from None
 
 
-def require(holds: bool, problem: str) -> None:
+def demand(holds: bool, problem: str) -> None:
     """Raise ``ValueError`` where something does not hold: what validators say their word with."""
     if not holds:
         raise ValueError(problem)
@@ -151,7 +163,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
     """A validator: the value is one of ``choices``."""
 
     def check(value: str) -> str:
-        require(value in choices, f"must be one of {', '.join(choices)}")
+        demand(value in choices, f"must be one of {', '.join(choices)}")
         return value
 
     return check
@@ -185,3 +197,9 @@ def _show(value: str | float | None) -> str:
     """A value on one line, short, without what a terminal would obey."""
     shown = ascii(value)
     return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+
+
+def _shorten(problem: str) -> str:
+    """What validators of others say may quote all of a value."""
+    printable = problem if problem.isprintable() else ascii(problem)[1:-1]
+    return printable if len(printable) <= SAID else f"{printable[:SAID]}..."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, FailFast, Field
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -16,7 +16,7 @@ from loopwright.agents.judging.records import Header, RecordKind, RecordsFile
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
-from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, one_of, require, strict
+from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, demand, one_of, strict
 from loopwright.scripts.real_programs.program import Batch, Program, draw_batches, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, CosineSetting, Launch
 
@@ -26,7 +26,7 @@ WATCHED_EVERY = 16  # iterations between looks at data that is watched, of what 
 
 def _check_setting(values: dict[str, float]) -> dict[str, float]:
     names = [field.name for field in fields(CosineSetting)]
-    require(list(values) == names, f"must be {', '.join(names)}")
+    demand(list(values) == names, f"must be {', '.join(names)}")
     return values
 
 
@@ -56,7 +56,7 @@ class TrainingTrial:
     hit: bool
     samples: Count
     seconds: Annotated[float, Field(ge=0)]
-    curve: Annotated[tuple[tuple[Count, Annotated[float, Field(ge=0)], AnyFloat], ...], Field(min_length=1)]
+    curve: Annotated[tuple[tuple[Count, Annotated[float, Field(ge=0)], AnyFloat], ...], Field(min_length=1), FailFast()]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -144,8 +144,8 @@ class _Header(TypedDict):
 
 
 def _check(header: Header, trial: TrainingTrial) -> None:
-    require(trial.program in header["programs"], f"the header names no program {trial.program!r}")
-    require(trial.target is not None or trial.curve[-1][0] > 0, "a run without a target that ended at once")
+    demand(trial.program in header["programs"], f"the header names no program {trial.program!r}")
+    demand(trial.target is not None or trial.curve[-1][0] > 0, "a run without a target that ended at once")
 
 
 TRIALS_KIND = RecordKind[TrainingTrial](

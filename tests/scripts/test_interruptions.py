@@ -18,6 +18,7 @@ from lives import ONE, WORK, list_left
 
 from loopwright.agents.controllers.simple import Constant
 from loopwright.agents.judging.judge import judge
+from loopwright.agents.training.checkpoint import CHECKPOINT
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import LOCK, holding_file, holding_folder
 from loopwright.envs.loop.ledger import Ledger, read_ledger
@@ -286,7 +287,7 @@ def test_an_evaluation_that_is_ended_leaves_no_process(tmp_path: Path) -> None:
 def test_a_training_that_is_ended_leaves_a_checkpoint(tmp_path: Path) -> None:
     arguments = ("train", "--folder", "agent", "--lanes", "4", "--suite", "demo-new", "--no-compile")
     end(arguments, tmp_path, signal.SIGHUP, lambda _: any((tmp_path / "agent").glob("tensorboard/*/events*")))
-    assert (tmp_path / "agent" / "checkpoint.zip").exists()
+    assert (tmp_path / "agent" / CHECKPOINT).exists()
     assert list_left(tmp_path / "agent") == []
 
 

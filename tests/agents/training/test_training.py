@@ -20,6 +20,7 @@ from loopwright.agents.controllers.bundle import SHIPPED, list_policies, load_po
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.simple import Constant
 from loopwright.agents.judging.runner import run_controller
+from loopwright.agents.training import trainer
 from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, PRESETS, TrainingConfig, find_hidden
 from loopwright.agents.training.extraction import extract_policy
@@ -59,17 +60,14 @@ def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: 
 def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path) -> None:
     options = SMALL_PPO if algorithm == "PPO" else {"n_steps": 8} if algorithm == "A2C" else {"learning_starts": 8}
     options = {**options, "policy_kwargs": {"net_arch": [16, 8]}}
-    bundle = train(
-        TrainingConfig(algorithm=algorithm, steps=64, options=options, **TINY), tmp_path, show_progress=False,
-        settings=QUICK,
-    )  # fmt: skip
-    model = {"PPO": PPO, "A2C": A2C, "SAC": SAC}.get(algorithm)
+    config = TrainingConfig(algorithm=algorithm, steps=64, options=options, **TINY)
+    bundle = train(config, tmp_path, show_progress=False, settings=QUICK)
     loaded = load_policy(tmp_path / "policy.safetensors")
     observations = torch.randn(50, len(OBSERVATION_NAMES))
     np.testing.assert_allclose(loaded.act(observations.numpy()), bundle.act(observations.numpy()), atol=1e-6)
-    if model is not None:
-        expected, _ = model.load(tmp_path / "checkpoint.zip").predict(observations.numpy(), deterministic=True)
-        np.testing.assert_allclose(loaded.act(observations.numpy()), expected, atol=1e-5)
+    model = trainer._load_model(config, tmp_path, trainer._make_envs(config, QUICK))
+    expected, _ = model.predict(observations.numpy(), deterministic=True)
+    np.testing.assert_allclose(loaded.act(observations.numpy()), expected, atol=1e-5)
     assert any((tmp_path / "tensorboard").rglob("events.*"))
 
 
