@@ -8,9 +8,7 @@ it is read; what takes a package of an extra is parsed once and kept in the user
 import hashlib
 import importlib.util
 import json
-import os
 import string
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from loopwright.envs.loop.errors import DataError, UnknownNameError
+from loopwright.envs.loop.errors import DataError, LoopwrightError, UnknownNameError
+from loopwright.envs.loop.storage import writing
 
 Arrays = dict[str, npt.NDArray[Any]]
 CHECKSUMS_FILE = Path(__file__).with_name("checksums.json")
@@ -300,16 +299,8 @@ def _read_cache(path: Path) -> Arrays:
 
 
 def _write_cache(path: Path, arrays: Arrays) -> None:
-    """Written elsewhere and moved into place, so that a process that is killed leaves no half of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            Path(unfinished).replace(path)
-        except BaseException:
-            Path(unfinished).unlink()
-            raise
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error}); set XDG_CACHE_HOME to a folder that can be written") from error
+        with writing(path) as beside:
+            np.savez(beside, **arrays)  # type: ignore[arg-type]
+    except LoopwrightError as error:
+        raise DataError(f"{error}; set XDG_CACHE_HOME to a folder that can be written") from error

@@ -9,21 +9,23 @@ Resumes where it was interrupted: a task that has a target, or was dropped, is l
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from loopwright.agents.judging.workers import work_apart
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.calibration import CONFIGURATIONS, NEWEST, RERUN_SEED, RERUNS, SEARCH_SEED, Calibrator
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_file
 from loopwright.inner_tasks.registry import find_family, get_shape
 from loopwright.inner_tasks.suites import SEARCHED, get_suite, list_suites
-from loopwright.inner_tasks.targets import StoredTargets, read_targets, write_targets
+from loopwright.inner_tasks.targets import TARGETS_FILE, StoredTargets, read_targets, write_targets
 from loopwright.inner_tasks.task import Calibration, ShapeKey, Task
 from loopwright.scripts.run import compile_where_possible, run
 
@@ -64,8 +66,7 @@ def make(name: str) -> Task:
 
 
 def calibrate_some(names: Sequence[str], decisions: int, search: int, compile: bool) -> list[Found]:
-    """What a worker does with tasks of one shape, in one thread."""
-    torch.set_num_threads(1)
+    """What a worker does with tasks of one shape."""
     key = get_shape(names[0]), decisions, search, compile
     if key not in _CALIBRATORS:
         _CALIBRATORS.clear()
@@ -93,17 +94,19 @@ def divide(names: Sequence[str], stored: StoredTargets, check: bool) -> list[tup
 def calibrate_all(parts: Sequence[tuple[list[str], int, int]], workers: int) -> Iterator[list[Found]]:
     """What becomes of each part, as it is found."""
     compile = compile_where_possible()
-    if workers == 1:
-        for part in parts:
-            yield calibrate_some(*part, compile)
-        return
-    work = (delayed(calibrate_some)(*part, compile) for part in parts)
-    yield from Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch=workers)(work)
+    torch.set_num_threads(1)
+    yield from work_apart(calibrate_some, ((*part, compile) for part in parts), workers)
 
 
 def main(config: Config) -> int:
     if config.workers < 1:
         raise LoopwrightError(f"workers must be 1 or more, got {config.workers}")
+    with nullcontext() if config.check else holding_file(TARGETS_FILE):
+        return calibrate_missing(config)
+
+
+def calibrate_missing(config: Config) -> int:
+    """Find, store and count the targets that are asked for; the exit status."""
     chosen = list_suites().values() if config.suite == "all" else [get_suite(config.suite)]
     names = list(config.tasks) or list(dict.fromkeys(name for suite in chosen for name in suite.candidates()))
     stored = read_targets()

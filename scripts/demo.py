@@ -19,7 +19,8 @@ from loopwright.agents.judging.report import REPORT
 from loopwright.agents.training.config import TrainingConfig
 from loopwright.agents.training.trainer import train
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.storage import is_unfinished
+from loopwright.envs.loop.holding import LOCK, holding_folder
+from loopwright.envs.loop.storage import in_one_line, is_unfinished
 from loopwright.scripts.evaluate import evaluate, provenance, show_evaluation
 from loopwright.scripts.run import compile_where_possible, run
 
@@ -44,24 +45,30 @@ LEFT_BY_TRAINING = ("checkpoint.safetensors", "checkpoint.zip", "training.json",
 LEFT_BY_JUDGING = (RESULTS, TIMINGS, *REPORT)
 
 
-def clear(folder: Path) -> None:
-    """Remove an earlier demo. Raises ``LoopwrightError``, and removes nothing, where the folder holds anything else."""
+def find_earlier(folder: Path) -> list[Path]:
+    """What an earlier demo left in the folder. Raises ``LoopwrightError`` where that holds anything else."""
     if not folder.exists():
-        return
+        return []
     if not folder.is_dir():
         raise LoopwrightError(f"{folder} is a file; give a folder")
-    found, known = list(folder.iterdir()), (*LEFT_BY_TRAINING, *LEFT_BY_JUDGING, *TUNED_LISTS)
+    found, known = list(folder.iterdir()), (*LEFT_BY_TRAINING, *LEFT_BY_JUDGING, *TUNED_LISTS, LOCK)
     strange = sorted(path.name for path in found if path.name not in known and not is_unfinished(path))
     for prices in TUNED_LISTS:
         strange += sorted(
             f"{prices}/{path.name}"
             for path in (folder / prices).glob("*")
-            if path.name not in LEFT_BY_JUDGING and not is_unfinished(path)
+            if path.name not in (*LEFT_BY_JUDGING, LOCK) and not is_unfinished(path)
         )
     if strange:
         raise LoopwrightError(f"{folder} holds what no demo wrote: {', '.join(strange[:3])}; give another folder")
-    for path in found:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [path for path in found if path.name != LOCK]
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier demo. Raises as ``find_earlier`` does, and then removes nothing."""
+    for path in find_earlier(folder):
+        with in_one_line("remove", path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main(config: Config) -> None:
@@ -70,6 +77,13 @@ def main(config: Config) -> None:
     )
     if config.seeds < 1:
         raise LoopwrightError(f"seeds must be 1 or more, got {config.seeds}")
+    find_earlier(config.folder)
+    with holding_folder(config.folder):
+        train_and_judge(config, training)
+
+
+def train_and_judge(config: Config, training: TrainingConfig) -> None:
+    """The demo, in its folder."""
     clear(config.folder)
     bundle = train(training, config.folder)
     for prices in TUNED_LISTS:

@@ -26,6 +26,7 @@ from loopwright.agents.judging.judge import count_runs, count_tasks, judge
 from loopwright.agents.judging.report import print_tables, write_report
 from loopwright.agents.judging.tables import make_tables
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.scripts.run import compile_where_possible, run
 
 
@@ -107,12 +108,13 @@ def show_evaluation(evaluation: Evaluation, folder: Path, provenance: dict[str, 
 def main(config: Config) -> None:
     bundles = [load_policy(path) for path in config.bundles]
     competitors = config.competitors[0] if len(config.competitors) == 1 else config.competitors
-    evaluation = evaluate(
-        bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, prices=config.prices,
-        searches=config.searches, rate_spread=config.rate_spread, lanes=config.lanes, ledgers=config.ledgers,
-        workers=config.workers, show=not config.json,
-    )  # fmt: skip
-    show_evaluation(evaluation, config.folder, provenance(bundles), config.json)
+    with holding_folder(config.folder):
+        evaluation = evaluate(
+            bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, prices=config.prices,
+            searches=config.searches, rate_spread=config.rate_spread, lanes=config.lanes, ledgers=config.ledgers,
+            workers=config.workers, show=not config.json,
+        )  # fmt: skip
+        show_evaluation(evaluation, config.folder, provenance(bundles), config.json)
 
 
 def provenance(bundles: Sequence[Policy]) -> dict[str, Any]:

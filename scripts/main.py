@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from loopwright.scripts.run import run
+from loopwright.scripts.ending import run_to_end
 
 COMMANDS = {
     "demo": "train an agent for a few minutes and evaluate it on tasks it never saw",
@@ -31,7 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return run(import_module(f"loopwright.scripts.{name}"), rest)
+    return run_to_end(lambda: load_and_run(name, rest))
+
+
+def load_and_run(name: str, arguments: list[str]) -> int:
+    """Loading takes seconds, and can be ended as well."""
+    run = import_module("loopwright.scripts.run").run
+    status: int = run(import_module(f"loopwright.scripts.{name}"), arguments)
+    return status
 
 
 if __name__ == "__main__":

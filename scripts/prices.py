@@ -19,6 +19,7 @@ from tqdm import tqdm
 from loopwright.agents.controllers.competitors import COMPETITORS
 from loopwright.agents.controllers.optimizers import Optimized
 from loopwright.envs.engine.prices import PRICE_ROUNDS, PRICES_FILE, measure_prices, read_prices
+from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.envs.loop.plan import OPTIMIZERS
 from loopwright.envs.loop.storage import write_whole
@@ -75,12 +76,17 @@ def write_prices_page(stored: dict[str, Any]) -> str:
 
 
 def main(config: Config) -> None:
-    config.docs.mkdir(parents=True, exist_ok=True)
     if config.show:
         written = write_prices_page(json.loads(PRICES_FILE.read_text()))
         write_whole(config.docs / "prices.md", written)
         print(written)
         return
+    with holding_file(PRICES_FILE):
+        measure_all(config)
+
+
+def measure_all(config: Config) -> None:
+    """Measure and store what updates cost, and print it."""
     models = list(dict.fromkeys(model for family in list_families().values() for model in family.models))
     wanted = [*((model, config.microbatch) for model in models), *((WIDE, microbatch) for microbatch in WIDE_AT)]
     others, entries = list_library_optimizers(), []

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 from rich.console import Console
 from rich.table import Table as Shown
 from torch.quasirandom import SobolEngine
@@ -23,9 +22,11 @@ from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
+from loopwright.agents.judging.workers import work_apart
 from loopwright.agents.steering.limits import check_counts
 from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.envs.loop.storage import write_whole, writing
 from loopwright.scripts.real_programs.program import PROGRAMS, get_program
@@ -94,9 +95,7 @@ class Race:
         """Run what is missing of ``work``."""
         done = {trial.key for trial in self.file.records}
         left = [w for w in work if name_work(w) not in done]
-        parts = Parallel(n_jobs=self.config.workers, return_as="generator_unordered")(
-            delayed(run_trial)(*own) for own in left
-        )
+        parts = work_apart(run_trial, left, self.config.workers)
         for trial in tqdm(parts, total=len(left), desc=purpose, unit="run"):
             self.file.append(trial)
 
@@ -140,6 +139,12 @@ def main(config: Config) -> int:
     check_counts(seeds=(config.seeds, 1), tuning=(config.tuning, 1), workers=(config.workers, 1))
     torch.set_num_threads(1)
     programs = list(config.programs) or list(PROGRAMS)
+    with holding_folder(config.folder):
+        return race_programs(config, programs)
+
+
+def race_programs(config: Config, programs: Sequence[str]) -> int:
+    """Run what is missing, and write and print what came of it."""
     contest = Race(config, programs)
     contest.tune()
     contest.aim()

@@ -1,5 +1,6 @@
 """Runs one command's module: its ``Config`` is parsed from the command line, its ``main`` does the work."""
 
+import errno
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,9 @@ import tyro
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts.ending import run_to_end
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what libraries meet as well that write by themselves
 
 
 def compile_where_possible() -> bool:
@@ -18,9 +22,12 @@ def compile_where_possible() -> bool:
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:
-    """The exit status: what ``main`` returns, 2 for something the user asked for that cannot be, 130 for Ctrl-C."""
+    """The exit status: what ``main`` returns, 2 for what cannot be, and what ``run_to_end`` says."""
+    return run_to_end(lambda: _run(module, sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(module: ModuleType, arguments: list[str]) -> int:
     name = Path(str(module.__file__)).stem
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         # A command whose defaults depend on what is typed has a function that gives them.
         given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
@@ -29,7 +36,9 @@ def run(module: ModuleType, arguments: list[str] | None = None) -> int:
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        print(f"error: {problem.strerror}: {problem.filename or 'while writing'}", file=sys.stderr)
+        return 2
     return status or 0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
 from loopwright.envs.loop.sealed import make_json_value
 from loopwright.envs.loop.storage import write_whole
@@ -111,9 +112,14 @@ def main(config: Config) -> None:
     for name in config.families:
         if name not in known:
             raise UnknownNameError("task family", name, list(known))
-    results = config.docs / "results" / "scores.json"
+    with holding_file(config.docs / "results" / "scores.json"):
+        score_families(config)
+
+
+def score_families(config: Config) -> None:
+    """Score the families that are asked for, and write each as it is found."""
+    known, results = list_families(), config.docs / "results" / "scores.json"
     scores = {own.family: own for own in (_SCORES.read(results) if results.exists() else [])}
-    results.parent.mkdir(parents=True, exist_ok=True)
     for name in tqdm(config.families or list(known), desc="scores", unit="family"):
         scores[name] = score(known[name], config.samples, config.draws)
         ordered = [asdict(scores[family]) for family in known if family in scores]

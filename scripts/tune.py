@@ -25,6 +25,7 @@ from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.tuning import TUNING_SEEDS, find_edges, plan_rounds, tune_competitor
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
@@ -65,6 +66,12 @@ def main(config: Config) -> None:
     for prices in config.prices:
         if prices not in TUNED_LISTS:
             raise LoopwrightError(f"prices must be among {', '.join(TUNED_LISTS)}; got {prices}")
+    with holding_file(TUNED_FILE):
+        tune_all(config)
+
+
+def tune_all(config: Config) -> None:
+    """Tune every competitor that is asked for, and store each winner as it is found."""
     names = get_suite("train").tasks()[: config.tasks]
     for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)

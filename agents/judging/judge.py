@@ -28,9 +28,11 @@ from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.inner_tasks.registry import get_shape, get_tasks
 from loopwright.inner_tasks.suites import get_suite
+from loopwright.inner_tasks.task import Task
 
 FIRST_SEED = 1_000_000
 RANDOM_POLICY = "random policy"
@@ -72,7 +74,8 @@ def judge(
         progress: called with the name of a part and how many of its runs are done beyond the last call.
 
     Raises:
-        LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results.
+        LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results,
+            or that another process works in.
     """
     _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread)
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
@@ -81,22 +84,21 @@ def judge(
     run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
     field = [*contestants, *list_rivals(names, settings.price_list.name)]
-    field += _list_extras(controllers[0], settings, folder, progress) if everything else []
-    header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
-    fingerprints = {entrant.name: [make(tasks[0]).fingerprint for make in entrant.trainings] for entrant in field}
-    if everything:  # what takes part besides, which is what it is by its name
-        fingerprints |= {name: [name] for name in (OPEN_LOOP, *(list_searches() if searches else ()))}
-    results = ResultsFile(folder / RESULTS, header, fingerprints)
-    timings = TimingsFile(folder / TIMINGS, header, fingerprints)
     rival = find_best_single(names, settings.price_list.name)
-    contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
-    with limit_threads(1):
-        contest.run_side_by_side(contestants if ledgers else ())
-        if everything and searches:
-            contest.run_searches()
-        if everything:
-            contest.run_replays()
-    contest.time(timings, list_searches() if everything and searches else [])
+    header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
+    with holding_folder(folder):
+        field += _list_extras(controllers[0], settings, folder, progress) if everything else []
+        besides = (OPEN_LOOP, *(list_searches() if searches else ())) if everything else ()
+        prints = _list_fingerprints(field, tasks[0], besides)
+        results, timings = ResultsFile(folder / RESULTS, header, prints), TimingsFile(folder / TIMINGS, header, prints)
+        contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
+        with limit_threads(1):
+            contest.run_side_by_side(contestants if ledgers else ())
+            if everything and searches:
+                contest.run_searches()
+            if everything:
+                contest.run_replays()
+        contest.time(timings, list_searches() if everything and searches else [])
     return _evaluate(contest, controllers, members, timings.records, searches)
 
 
@@ -121,6 +123,12 @@ def _list_extras(first: Controller, settings: EpisodeSettings, folder: Path, pro
         schedule = make_typical_schedule(first, settings, folder, lambda done: progress("schedule", done))
     ablations = [Entrant(own.name, "ablation", (give_always(own),)) for own in (random, schedule)]
     return [Entrant(ORACLE, "oracle", (make_oracle,)), *ablations]
+
+
+def _list_fingerprints(field: Sequence[Entrant], task: Task, besides: Sequence[str]) -> dict[str, list[str]]:
+    """By the name of a method, one for each training; what takes part ``besides`` is what it is by its name."""
+    own = {entrant.name: [make(task).fingerprint for make in entrant.trainings] for entrant in field}
+    return own | {name: [name] for name in besides}
 
 
 def _evaluate(

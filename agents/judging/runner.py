@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from joblib import Parallel, delayed
 
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
+from loopwright.agents.judging.workers import work_apart
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.episode.batch import EpisodeBatch
@@ -140,13 +140,12 @@ def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterato
             yield from _run_part(part, follow)
         return
     dearest_first = sorted(parts, key=lambda part: -len(part.jobs) * measure_cost(part.jobs[0].task.model).flops)
-    for found in Parallel(n_jobs=workers, return_as="generator_unordered")(delayed(_work)(p) for p in dearest_first):
+    for found in work_apart(_work, ((part,) for part in dearest_first), workers):
         yield from found
 
 
 def _work(part: Part) -> list[tuple[int, RunRecord]]:
-    """What a worker does, in one thread."""
-    torch.set_num_threads(1)
+    """What a worker does."""
     return list(_run_part(part, None))
 
 

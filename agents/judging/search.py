@@ -8,12 +8,10 @@ which is more than a user would know: it can only help the search.
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
-import torch
-from joblib import Parallel, delayed
-
 from loopwright.agents.controllers.schedules import Scheduled
 from loopwright.agents.judging.results import Key, RunRecord
 from loopwright.agents.judging.runner import Job, run_jobs
+from loopwright.agents.judging.workers import work_apart
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -167,8 +165,7 @@ def run_searches(
         for members in shapes:
             _search_shape(members, seeds, settings, lanes, done, on_record)
         return
-    work = (delayed(_work)(members, seeds, settings, lanes, done) for members in shapes)
-    for records in Parallel(n_jobs=workers, return_as="generator_unordered")(work):
+    for records in work_apart(_work, ((members, seeds, settings, lanes, done) for members in shapes), workers):
         for record in records:
             on_record(record)
 
@@ -188,8 +185,7 @@ def _search_shape(
 def _work(
     tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Container[Key]
 ) -> list[RunRecord]:
-    """What a worker does: one shape, in one thread."""
-    torch.set_num_threads(1)
+    """What a worker does: one shape."""
     records: list[RunRecord] = []
     _search_shape(tasks, seeds, settings, lanes, done, records.append)
     return records

@@ -41,6 +41,11 @@ def say_what_is_off(optimizer: Optimizer, knobs: Sequence[str]) -> None:
         warnings.warn(f"{kind} has nothing for the policy's {', '.join(knobs)}: left as they are", stacklevel=5)
 
 
+def is_first() -> bool:
+    """Whether this process is the first, or only one, of those that train together."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def follow_first(chosen: dict[str, float]) -> dict[str, float]:
     """Of several processes that train together the first decides, and the others follow."""
     if not (distributed.is_available() and distributed.is_initialized()):

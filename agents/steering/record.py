@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loopwright.agents.steering.limits import is_first
 from loopwright.envs.loop.averages import Floats
-from loopwright.envs.loop.ledger import Ledger, read_versions
+from loopwright.envs.loop.ledger import Ledger, read_ledger, read_versions
 from loopwright.envs.loop.observation import name_features
 from loopwright.envs.loop.plan import describe_column
 from loopwright.envs.loop.telemetry import WINDOW, Telemetry
@@ -15,12 +16,18 @@ if TYPE_CHECKING:
 
 
 class SteeringRecord:
-    """Writes the decisions of a ``steering`` to the ledger at ``path``, which is begun, or gone on with."""
+    """Writes the decisions of a ``steering`` to the ledger at ``path``, which is begun, or gone on with.
 
-    def __init__(self, path: Path, steering: "Steering") -> None:
+    Nothing is written where there is no path, and of several processes that train together only by the first.
+    """
+
+    def __init__(self, path: Path | str | None, steering: "Steering") -> None:
         self._steering = steering
-        if path.exists():
-            self._ledger = Ledger.resume(path)
+        self._ledger: Ledger | None = None
+        if path is None or not is_first():
+            return
+        if Path(path).exists():
+            self._ledger = Ledger.resume(Path(path))
             return
         policy, optimizer = steering.policy, steering.groups.optimizer
         header = {
@@ -30,7 +37,26 @@ class SteeringRecord:
                        "action": policy.knobs.action},
             "window": WINDOW, "every": steering.every, "advise": steering.advise, "versions": read_versions(),
         }  # fmt: skip
-        self._ledger = Ledger.create(path, header)
+        self._ledger = Ledger.create(Path(path), header)
+
+    def close(self) -> None:
+        """Let others have the ledger."""
+        self._ledger = None
+
+    def go_back(self, decision: int) -> None:
+        """Cut off what follows a decision, -1 for all: it was made by a process that has ended, and is made again.
+
+        What was begun before, from decision 0, stays.
+        """
+        if self._ledger is None:
+            return
+        entries = read_ledger(self._ledger.path).entries
+        count = len(entries)
+        while count and entries[count - 1]["decision"] > decision:
+            count -= 1
+            if entries[count]["decision"] == 0:
+                break
+        self._ledger.keep(count)
 
     def write(
         self,
@@ -41,6 +67,8 @@ class SteeringRecord:
         verdict: str,
     ) -> None:
         """One decision: what was seen, the plan that was found and the one chosen; what was measured before it."""
+        if self._ledger is None:
+            return
         self._ledger.append(
             {
                 "decision": self._steering.decisions, "updates": self._steering.updates,

@@ -63,7 +63,7 @@ class Steering:
         prices: passes over a microbatch that an update by each rule takes, by the rules' names. "measured" takes the
             time in the first decision; decisions then hang on it, and a second run may differ. None: it is not told.
         advise: only say what would be done (``plan``, and in the ledger), change nothing.
-        ledger: file to keep an audit log in; None for none.
+        ledger: file to keep an audit log in; None for none. Of several processes the first keeps it.
 
     Attributes:
         plan: the fields that hold now, by name, or with ``advise`` would.
@@ -123,7 +123,7 @@ class Steering:
         self._guard = LoopGuard(make_slots(optimizer, model, snapshots), guard) if guard else None
         if self._guard is not None and not advise:
             self._guard.begin()
-        self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
+        self._record = SteeringRecord(ledger, self)
         self._control: float | None = None
         self._seen = self._observe(None, restored=False)
         self._watch = UpdateWatch()
@@ -210,8 +210,8 @@ class Steering:
         """Let go: the hooks are taken away, and the settings stay as they are."""
         for hook in self._hooks:
             hook.remove()
-        if hasattr(self.groups.optimizer, _ATTACHED):
-            delattr(self.groups.optimizer, _ATTACHED)
+        vars(self.groups.optimizer).pop(_ATTACHED, None)
+        self._record.close()
 
     def _begin_prices(self, prices: Mapping[str, float] | str | None) -> None:
         self.prices: dict[str, float] | None = None
@@ -324,8 +324,7 @@ class Steering:
     def _turn(self, found: dict[str, float], telemetry: Telemetry | None, verdict: int) -> None:
         """Choose a plan by what is seen, and set it."""
         chosen = follow_first(self._choose(found))
-        if self._record is not None:
-            self._record.write(self._seen, found, chosen, telemetry, VERDICTS[verdict])
+        self._record.write(self._seen, found, chosen, telemetry, VERDICTS[verdict])
         self.plan = chosen
         if not self.advise:
             self.groups.write(chosen)
@@ -388,6 +387,7 @@ class Steering:
         self._begun, self._own = state["begun"], list(state["own"])
         self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
         self._ticks, self.iterations = state["ticks"], state["iterations"]
+        self._record.go_back(self.decisions if self._begun else -1)
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
         load_memory(self._observer, state["observer"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from loopwright.agents.training.checkpoint import CHECKPOINT, write_checkpoint
@@ -13,7 +14,11 @@ from loopwright.agents.training.config import TrainingConfig
 
 
 class TrainingCallback(BaseCallback):
-    """Progress bar, episode statistics for TensorBoard, and checkpoints."""
+    """Progress bar, episode statistics for TensorBoard, and checkpoints.
+
+    On-policy algorithms are kept between rollouts, and after each checkpoint draw episodes and random numbers as one
+    that is loaded does: a training that was killed and goes on ends as one that was not. A replay buffer is not kept.
+    """
 
     def __init__(self, folder: Path, config: TrainingConfig, show: bool) -> None:
         super().__init__()
@@ -27,7 +32,28 @@ class TrainingCallback(BaseCallback):
             total=self.config.steps, initial=self.num_timesteps, unit="decision", unit_scale=True,
             desc=f"train {self.config.algorithm}", disable=not self.show,
         )  # fmt: skip
-        self._next_checkpoint = self.num_timesteps + self.config.checkpoint_every
+        if self.num_timesteps and isinstance(self.model, OnPolicyAlgorithm):
+            self._begin_anew(self.model)
+        self._plan_checkpoint()
+
+    def _on_rollout_start(self) -> None:
+        if isinstance(self.model, OnPolicyAlgorithm) and self.num_timesteps >= self._next_checkpoint:
+            self.checkpoint()
+            self._begin_anew(self.model)
+            self._plan_checkpoint()
+
+    def _plan_checkpoint(self) -> None:
+        every = self.config.checkpoint_every
+        self._next_checkpoint = (self.num_timesteps // every + 1) * every
+
+    def _begin_anew(self, model: OnPolicyAlgorithm) -> None:
+        """New episodes, and random numbers that hang on nothing but the seed and the decisions made."""
+        env = self.training_env
+        model.set_random_seed(self.config.seed + self.num_timesteps)
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        if model.use_sde:
+            model.policy.reset_noise(env.num_envs)
 
     def _on_step(self) -> bool:
         # ARS evaluates whole policies, and shows its callbacks no step.
@@ -35,9 +61,9 @@ class TrainingCallback(BaseCallback):
             info = self.locals["infos"][i]
             self._recent.append((info["episode"]["r"], info["outcome"] == "hit", info["cost"] / info["budget"]))
         self._bar.update(self.num_timesteps - self._bar.n)
-        if self.num_timesteps >= self._next_checkpoint:
+        if not isinstance(self.model, OnPolicyAlgorithm) and self.num_timesteps >= self._next_checkpoint:
             self.checkpoint()
-            self._next_checkpoint += self.config.checkpoint_every
+            self._plan_checkpoint()
         return True
 
     def _on_rollout_end(self) -> None:
@@ -49,7 +75,8 @@ class TrainingCallback(BaseCallback):
             self._bar.set_postfix_str(f"return {returns.mean():.3f} hits {hits.mean():.0%}", refresh=False)
 
     def _on_training_end(self) -> None:
-        self._bar.close()
+        if self._bar is not None:  # it may be ended before it has begun
+            self._bar.close()
 
     def checkpoint(self) -> None:
         """Keep the agent as it is now, in place of what was kept before."""

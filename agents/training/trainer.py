@@ -24,6 +24,7 @@ from loopwright.agents.training.extraction import extract_policy
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import CheckpointError, LoopwrightError
+from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.storage import write_whole
 from loopwright.envs.loop.untrusted import Reader
@@ -47,9 +48,16 @@ def train(
 
     Raises:
         LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
-            holds a training when not resuming.
+            holds a training when not resuming, or that another process works in.
         CheckpointError: ``resume`` with a checkpoint that is damaged, altered, or an older version's.
     """
+    with holding_folder(folder):
+        return _train(config, folder, resume, show_progress, settings)
+
+
+def _train(
+    config: TrainingConfig, folder: Path, resume: bool, show_progress: bool, settings: EpisodeSettings | None
+) -> Policy:
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
     settings = replace(
@@ -61,15 +69,16 @@ def train(
     envs = _make_envs(config, settings)
     model = _load_model(config, folder, envs) if resume else _make_model(config, folder, envs)
     callback = TrainingCallback(folder, config, show_progress)
+    callback.init_callback(model)
     left = config.steps - model.num_timesteps
     try:
         if left > 0:
             with limit_threads(config.threads):
                 model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
     except KeyboardInterrupt:
+        callback.on_training_end()
         callback.checkpoint()
         raise
-    callback.init_callback(model)
     callback.checkpoint()
     made = {name: value for name, value in settings.as_json().items() if name not in ("compile", "device")}
     trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,

@@ -12,7 +12,7 @@ import numpy as np
 
 from loopwright.envs.episode.decision import Step
 from loopwright.envs.episode.start import Start
-from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.errors import LedgerExistsError
 from loopwright.envs.loop.ledger import Author, Ledger, read_versions
 from loopwright.envs.loop.observation import Needs, name_features
 from loopwright.envs.loop.plan import unstack_plans
@@ -57,8 +57,8 @@ class Recorder:
         for number in itertools.count(1):
             path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
             try:
-                self._ledgers[lane] = Ledger.create(path, header)
-            except LedgerError:
+                self._ledgers[lane] = Ledger.create(path, header, hold=False)
+            except LedgerExistsError:
                 continue
             break
         self._decisions[lane] = 0

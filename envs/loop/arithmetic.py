@@ -22,10 +22,17 @@ class Many:
     log, exp, log1p, sqrt = np.log, np.exp, np.log1p, np.sqrt
     divide, minimum, maximum, sign, absolute = np.divide, np.minimum, np.maximum, np.sign, np.abs
     isnan, isfinite, negate = np.isnan, np.isfinite, np.logical_not
-    where, any = staticmethod(np.where), staticmethod(np.any)
+    any = staticmethod(np.any)
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
+
+    @staticmethod
+    def where(condition: Number, a: Number, b: Number) -> Number:
+        """``a`` where the condition holds, elsewhere ``b``."""
+        found: Number = np.where(condition, a, b)
+        # Of two plain floats numpy makes float64, which would spread: a run would round otherwise than one before it.
+        return found.astype(np.float32) if found.dtype == np.float64 else found
 
     @staticmethod
     def number(value: Number) -> Number:

@@ -32,5 +32,9 @@ class LedgerError(LoopwrightError):
     """An audit log that is missing, was altered, or cannot be executed again."""
 
 
+class LedgerExistsError(LedgerError):
+    """An audit log that was to be begun is there already."""
+
+
 class DataError(LoopwrightError):
     """Data that is not there, not readable, or not what it was: the message says what to install or delete."""

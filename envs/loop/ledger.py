@@ -4,16 +4,17 @@ A line says what the controller saw, what it changed, and what came of it; it is
 ``envs.episode.recorder`` writes the ledgers of an environment's episodes, ``envs.episode.replay`` executes one again.
 """
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.errors import LedgerError, LedgerExistsError
+from loopwright.envs.loop.holding import lock_file
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
 from loopwright.envs.loop.sealed import GENESIS, SealedLines, cut_torn_line, read_sealed, seal
+from loopwright.envs.loop.storage import cut_file, write_new
 from loopwright.envs.loop.untrusted import LINE_LIMIT, Reader
 
 LEDGER_FORMAT = "loopwright-ledger-3"
@@ -44,30 +45,44 @@ def read_ledger(path: Path) -> LedgerContent:
 
 
 class Ledger(SealedLines):
-    """Appends to one ledger: ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what is left of one."""
+    """Appends to one ledger: ``Ledger.create`` starts a new one, ``Ledger.resume`` goes on with what is left of one.
+
+    Meanwhile no other process can do either.
+    """
+
+    _lock: object = None
 
     @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
-        """A new ledger with its header. Raises ``LedgerError`` if the file exists."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def create(cls, path: Path, header: dict[str, Any], *, hold: bool = True) -> "Ledger":
+        """A new ledger with its header. Raises ``LedgerExistsError`` if the file exists, and as ``lock_file`` does.
+
+        Without ``hold`` nobody is kept from it: thousands of locks would exhaust open files.
+        """
+        lock = lock_file(path) if hold else None
         line, digest = seal({"format": LEDGER_FORMAT, **header}, GENESIS)
-        # Under another name first: whoever kills us leaves no ledger or one with its header.
-        begun = path.with_name(f".{path.name}.{os.getpid()}")
-        begun.write_bytes(line)
-        try:
-            os.link(begun, path)
-        except FileExistsError:
-            raise LedgerError(f"{path} exists; a ledger is never overwritten") from None
-        finally:
-            begun.unlink()
-        return cls(path, digest)
+        if not write_new(path, line):
+            raise LedgerExistsError(f"{path} exists; a ledger is never overwritten")
+        ledger = cls(path, digest)
+        ledger._lock = lock
+        return ledger
 
     @classmethod
     def resume(cls, path: Path) -> "Ledger":
-        """Cut off a torn last line and go on after it. Raises ``LedgerError`` as ``read_ledger`` does."""
+        """Cut off a torn last line and go on after it. Raises as ``read_ledger`` and ``lock_file`` do."""
+        read_ledger(path)  # before there is a lock beside nothing
+        lock = lock_file(path)
         content = read_ledger(path)
         cut_torn_line(path, content.torn)
-        return cls(path, content.last_hash)
+        ledger = cls(path, content.last_hash)
+        ledger._lock = lock
+        return ledger
+
+    def keep(self, entries: int) -> None:
+        """Cut off what follows the first so many entries. Raises as ``cut_file`` does."""
+        lines = self.path.read_bytes().splitlines(keepends=True)[: 1 + entries]
+        self._size = sum(map(len, lines))
+        cut_file(self.path, self._size)
+        self._last = read_sealed(self.path, LedgerError).last_hash
 
 
 def read_versions() -> dict[str, str]:

@@ -9,14 +9,13 @@ whoever writes all of a file anew can seal it too.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.storage import append_line
+from loopwright.envs.loop.storage import append_line, cut_file
 from loopwright.envs.loop.untrusted import LINE_LIMIT, opening
 
 GENESIS = "0" * 64  # the hash before the first line
@@ -87,21 +86,23 @@ def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError, unse
 
 
 class SealedLines:
-    """Appends to sealed lines after the one of hash ``last_hash``."""
+    """Appends to sealed lines after the one of hash ``last_hash``, with which the file at ``path`` ends."""
 
     def __init__(self, path: Path, last_hash: str = GENESIS) -> None:
-        self.path, self._last = path, last_hash
+        self.path, self._last, self._size = path, last_hash, path.stat().st_size
 
     def append(self, content: dict[str, Any]) -> None:
         """Write one line, in one call, and hand it to the operating system.
 
-        Raises ``LoopwrightError`` as ``append_line`` does, and for a line that is longer than what is read.
+        Raises ``LoopwrightError`` as ``append_line`` does, for a line that is longer than what is read, and where
+        somebody else has written to the file meanwhile.
         """
         line, digest = seal(content, self._last)
         if len(line) > LINE_LIMIT:
             raise LoopwrightError(f"cannot append to {self.path}: a line of {len(line)} bytes, of {LINE_LIMIT} at most")
-        append_line(self.path, line)  # thousands of runs at once would exhaust open files
-        self._last = digest
+        # Opened for every line: thousands of runs at once would exhaust open files.
+        append_line(self.path, line, self._size)
+        self._last, self._size = digest, self._size + len(line)
 
 
 def seal_all(contents: Iterable[dict[str, Any]]) -> tuple[bytes, str]:
@@ -116,4 +117,4 @@ def seal_all(contents: Iterable[dict[str, Any]]) -> tuple[bytes, str]:
 def cut_torn_line(path: Path, torn: int) -> None:
     """Take ``torn`` bytes off the end of a file: a process was killed while it wrote them."""
     if torn:
-        os.truncate(path, path.stat().st_size - torn)
+        cut_file(path, path.stat().st_size - torn)

@@ -1,6 +1,8 @@
 """A callback for the ``Trainer`` of Hugging Face transformers (extra ``huggingface``)."""
 
+import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.callbacks.shared import LossMean, describe_plan
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import write_whole
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -59,6 +62,8 @@ class HuggingFaceSteering(TrainerCallback):
         saved = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STEERING_FILE
         if state.global_step and saved.is_file():
             self.steering.load_state_dict(torch.load(saved, weights_only=True))
+        elif state.global_step:
+            warnings.warn(f"steering begins at step {state.global_step}: the checkpoint has no {saved}", stacklevel=2)
         self.trainer.compute_loss = self._compute_loss  # type: ignore[method-assign]
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +90,9 @@ class HuggingFaceSteering(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.steering is not None and folder.is_dir() and state.is_world_process_zero:
-            torch.save(self.steering.state_dict(), folder / STEERING_FILE)
+            content = io.BytesIO()
+            torch.save(self.steering.state_dict(), content)
+            write_whole(folder / STEERING_FILE, content.getvalue())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

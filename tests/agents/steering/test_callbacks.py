@@ -111,6 +111,11 @@ class TestHuggingFace:
         assert callback.steering.decisions == 3
         for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other)
+        (tmp_path / "whole" / "checkpoint-20" / "steering.pt").unlink()  # as where it was killed before it was written
+        anew = self.make(transformers, tmp_path / "whole")
+        self.attach(anew)
+        with pytest.warns(UserWarning, match=r"steering begins at step 20: the checkpoint has no .*steering\.pt"):
+            anew.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
 
     def test_another_schedule_is_refused(self, transformers: Any, tmp_path: Path) -> None:
         trainer = self.make(transformers, tmp_path, lr_scheduler_type="cosine")

@@ -130,23 +130,41 @@ def test_advice_changes_nothing_to_the_bit() -> None:
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "PlanOptimizer"])
 @pytest.mark.parametrize("cut", [3, 32, 45, 111])
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str) -> None:
-    make = OPTIMIZERS[name]
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str, tmp_path: Path) -> None:
+    """And so does its ledger, though the first went on for a while after its state was saved."""
+    make, ledgers = OPTIMIZERS[name], (tmp_path / "whole.jsonl", tmp_path / "cut.jsonl")
     whole, first, second = Loop(make), Loop(make), Loop(make, seed=5)
-    whole.attach()
+    whole.attach(ledger=ledgers[0])
     whole.run(0, 150)
-    first.attach()
+    first.attach(ledger=ledgers[1])
     first.run(0, cut)
     assert first.steering is not None
     stored = io.BytesIO()
     torch.save([first.model.state_dict(), first.optimizer.state_dict(), first.steering.state_dict()], stored)
     stored.seek(0)
+    first.run(cut, cut + 30)
     model, optimizer, steering = torch.load(stored, weights_only=True)
     second.model.load_state_dict(model)
     second.optimizer.load_state_dict(optimizer)
-    second.attach().load_state_dict(steering)
+    second.attach(ledger=ledgers[1]).load_state_dict(steering)
     second.run(cut, 150)
     assert torch.equal(whole.weights, second.weights)
+    expected, found = (read_ledger(path).entries for path in ledgers)
+    assert found == expected
+    assert len(found) == 10
+
+
+def test_going_back_in_a_ledger_leaves_the_runs_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        loop = Loop()
+        steering = loop.attach(ledger=tmp_path / "run.jsonl")
+        state = steering.state_dict()
+        loop.run(0, 40)
+        steering.detach()
+    entries = read_ledger(tmp_path / "run.jsonl").entries
+    assert [entry["decision"] for entry in entries] == [0, 1, 2, 0, 1, 2]
+    Loop().attach(ledger=tmp_path / "run.jsonl").load_state_dict(state)
+    assert read_ledger(tmp_path / "run.jsonl").entries == entries[:3]
 
 
 def test_a_steered_loop_and_a_lane_come_to_the_same_decisions(small_task: Task) -> None:
@@ -442,7 +460,7 @@ distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank
 torch.manual_seed(0)
 model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 2)))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-steering = loopwright.attach(optimizer, make_policy(), 1000, prices=None)
+steering = loopwright.attach(optimizer, make_policy(), 1000, prices=None, ledger=sys.argv[4])
 for number in range(64):
     inputs, labels = read_batch(2 * number + rank)
     loss = nn.functional.cross_entropy(model(inputs), labels)
@@ -456,7 +474,7 @@ print(steering.decisions, steering.plan["learning_rate"], sum(p.double().sum().i
 
 def test_processes_that_train_together_follow_the_first(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TOGETHER]
-    where = [str(tmp_path / "store"), str(Path(__file__).parent)]
+    where = [str(tmp_path / "store"), str(Path(__file__).parent), str(tmp_path / "run.jsonl")]
     running = [
         subprocess.Popen([*command, str(rank), *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in (0, 1)
@@ -466,6 +484,7 @@ def test_processes_that_train_together_follow_the_first(tmp_path: Path) -> None:
     first, second = (printed.splitlines()[-1] for printed, _ in said)  # what comes before is gloo's
     assert first == second
     assert first.startswith("4 ")
+    assert len(read_ledger(tmp_path / "run.jsonl").entries) == 5  # the first's alone
 
 
 def test_an_update_that_a_scaler_skips_is_none() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.storage import append_line, is_unfinished, write_whole, writing
+from loopwright.envs.loop.storage import append_line, cut_file, is_unfinished, write_new, write_whole, writing
 
 
 def test_what_is_written_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
@@ -90,6 +90,25 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "whole").read_text() == "before"
     assert (tmp_path / "lines").read_bytes() == b"y" * 599 + b"\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lines", "whole"]
+
+
+def test_a_new_file_never_takes_the_place_of_one(tmp_path: Path) -> None:
+    assert write_new(tmp_path / "file", b"one")
+    assert not write_new(tmp_path / "file", b"two")
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_somebody_else_has_written_to_is_not_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    append_line(path, b"two\n", 4)
+    with pytest.raises(LoopwrightError, match="lines: it was left with 4 bytes, and now has 8"):
+        append_line(path, b"three\n", 4)
+    cut_file(path, 4)
+    assert path.read_bytes() == b"one\n"
+    with pytest.raises(LoopwrightError, match=r"cannot cut .*nothing: No such file"):
+        cut_file(tmp_path / "nothing", 4)
 
 
 def test_a_line_that_cannot_be_appended_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

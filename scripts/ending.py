@@ -1,0 +1,54 @@
+"""How a command ends before it is done: SIGTERM and SIGHUP are to it what Ctrl-C is."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """Raised by a signal that asks the process to end, as Ctrl-C is.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run_to_end(work: Callable[[], int]) -> int:
+    """The exit status of ``work``: its own, or 130 where Ctrl-C ended it, 143 for SIGTERM, 129 for SIGHUP."""
+    try:
+        with ending_in_order():
+            return work()
+    except KeyboardInterrupt as end:
+        print("interrupted", file=sys.stderr)
+        return 128 + (end.number if isinstance(end, EndedBySignal) else signal.SIGINT)
+
+
+@contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Within it a signal to end raises ``EndedBySignal``, once; one that is ignored (``nohup``) still is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets no other thread set what a signal does
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in before:  # whoever asks twice would interrupt the saving
+            signal.signal(other, signal.SIG_IGN)
+        raise EndedBySignal(number)
+
+    before = {number: signal.getsignal(number) for number in ENDING if signal.getsignal(number) == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

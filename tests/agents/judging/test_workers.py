@@ -1,0 +1,32 @@
+"""Workers: what they give, and that none is left."""
+
+from pathlib import Path
+
+import pytest
+
+from loopwright.agents.judging.workers import work_apart
+
+
+def list_children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").iterdir() for pid in (path / "children").read_text().split()]
+
+
+def list_workers() -> list[int]:
+    found = {pid: Path(f"/proc/{pid}/cmdline") for pid in list_children()}
+    return [pid for pid, path in found.items() if path.exists() and b"LokyProcess" in path.read_bytes()]
+
+
+def test_one_worker_is_this_process() -> None:
+    seen: list[int] = []
+    assert list(work_apart(seen.append, [(1,), (2,)], 1)) == [None, None]
+    assert seen == [1, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are counted in /proc")
+def test_workers_whose_results_nobody_wants_are_killed() -> None:
+    """And without a warning, which would be an error here."""
+    results = work_apart(pow, [(2, 3), (3, 2), *[(7, 7)] * 50], 2)
+    assert next(results) in (8, 9)
+    assert len(list_workers()) == 2
+    results.close()
+    assert list_workers() == []
