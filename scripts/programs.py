@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.steering.limits import check_counts
 from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
+from loopwright.envs.loop.checks import check_counts
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_versions
 from loopwright.envs.loop.storage import write_whole, writing

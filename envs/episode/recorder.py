@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -12,7 +13,7 @@ import numpy as np
 
 from loopwright.envs.episode.decision import Step
 from loopwright.envs.episode.start import Start
-from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.errors import LedgerExistsError
 from loopwright.envs.loop.ledger import Author, Ledger, read_versions
 from loopwright.envs.loop.observation import Needs, name_features
 from loopwright.envs.loop.plan import unstack_plans
@@ -53,12 +54,12 @@ class Recorder:
             "target": None if task.calibration is None else task.calibration.target,
             "author": asdict(self._author), "versions": read_versions(), **setup,
         }  # fmt: skip
-        name = f"{task.name.replace(':', '-')}-seed-{seed}"
+        name = re.sub(r"[^\w.-]", "-", task.name) + f"-seed-{seed}"  # a name that is no path
         for number in itertools.count(1):
             path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
             try:
                 self._ledgers[lane] = Ledger.create(path, header)
-            except LedgerError:
+            except LedgerExistsError:
                 continue
             break
         self._decisions[lane] = 0

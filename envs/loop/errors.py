@@ -28,5 +28,9 @@ class LedgerError(LoopwrightError):
     """An audit log that is missing, was altered, or cannot be executed again."""
 
 
+class LedgerExistsError(LedgerError):
+    """There is an audit log of that name already, which is never overwritten."""
+
+
 class DataError(LoopwrightError):
     """Data that is not there, not readable, or not what it was: the message says what to install or delete."""

@@ -11,17 +11,19 @@ import json
 import math
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loopwright.envs.loop.errors import LedgerError
+from loopwright.envs.loop.errors import LedgerError, LedgerExistsError
 from loopwright.envs.loop.observation import OBSERVATION_VERSION
 from loopwright.envs.loop.storage import append_line
 
 LEDGER_FORMAT = "loopwright-ledger-3"
 GENESIS = "0" * 64  # the hash before the first line
+MOST_BYTES = 64 * 2**20  # of a ledger that is read; one of ten thousand decisions has less
 _SEAL = ',"hash":"{}"}}\n'
 _SEAL_LENGTH = len(_SEAL.format(GENESIS))
 
@@ -44,13 +46,25 @@ def _seal(content: dict[str, Any], previous: str) -> tuple[bytes, str]:
 
 
 def _unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str] | None:
-    """The content and hash of a line, newline included; None if it is not as it was written."""
-    body = line[:-_SEAL_LENGTH] + b"}"
-    digest = hashlib.sha256(body).hexdigest()
-    if line[-_SEAL_LENGTH:] != _SEAL.format(digest).encode():
+    """The content and hash of a line, newline included; None if it is not as it was written.
+
+    Raises ``ValueError`` for one that is sealed, but no JSON object: somebody else has written it.
+    """
+    if not _is_sealed(line):
         return None
-    content: dict[str, Any] = json.loads(body)
-    return (content, digest) if content.pop("previous", None) == previous else None
+    body = line[:-_SEAL_LENGTH] + b"}"
+    try:
+        content = json.loads(body, object_pairs_hook=_intern)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is a list")
+    return (content, hashlib.sha256(body).hexdigest()) if content.pop("previous", None) == previous else None
+
+
+def _intern(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Every line has the same keys: they are kept in memory once."""
+    return {sys.intern(key): value for key, value in pairs}
 
 
 @dataclass(frozen=True)
@@ -64,28 +78,47 @@ class LedgerContent:
 
 
 def read_ledger(path: Path) -> LedgerContent:
-    """Read and verify a ledger.
+    """Read and verify a ledger: that its lines are as they were written, not what they say (``episode.ledger_fields``).
 
-    Raises ``LedgerError`` if it is missing, holds no header, or a line is not as it was written; the message names the
-    line. A last line without its end is not an error: the process was killed while writing it.
+    Raises ``LedgerError`` if it is missing, larger than ``MOST_BYTES``, holds no header, or a line is not as it was
+    written; the message names the line. A last line without its end is not an error: the process was killed while
+    writing it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as problem:
-        raise LedgerError(f"cannot read ledger {path}: {problem.strerror}") from None
-    *lines, tail = content.split(b"\n")
-    found, previous = [], GENESIS
+    *lines, tail = _read_bytes(path).split(b"\n")
+    found: list[dict[str, Any]] = []
+    previous = GENESIS
     for number, line in enumerate(lines, start=1):
-        opened = _unseal(line + b"\n", previous)
+        try:
+            opened = _unseal(line + b"\n", previous)
+        except ValueError as problem:
+            raise LedgerError(f"{path}, line {number} holds no JSON object: {problem}") from None
         if opened is None:
             raise LedgerError(f"{path}, line {number} was changed: it does not match its hash or the line before")
         entry, previous = opened
         found.append(entry)
-    if _unseal(tail[:-1] + b"\n", previous) is not None:
+    if _is_sealed(tail[:-1] + b"\n"):
         raise LedgerError(f"{path}, line {len(lines) + 1} was changed: it lacks its line end")
     if not found or found[0].get("format") != LEDGER_FORMAT:
         raise LedgerError(f"{path} holds no header of format {LEDGER_FORMAT}")
     return LedgerContent(found[0], found[1:], len(tail), previous)
+
+
+def _is_sealed(line: bytes) -> bool:
+    digest = hashlib.sha256(line[:-_SEAL_LENGTH] + b"}").hexdigest()
+    return line[-_SEAL_LENGTH:] == _SEAL.format(digest).encode()
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise LedgerError(f"cannot read ledger {path}: it is not a file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as problem:
+        raise LedgerError(f"cannot read ledger {path}: {problem.strerror}") from None
+    if len(content) > MOST_BYTES:
+        raise LedgerError(f"cannot read ledger {path}: it is larger than {MOST_BYTES} bytes")
+    return content
 
 
 class Ledger:
@@ -96,18 +129,21 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
-        """A new ledger with its header. Raises ``LedgerError`` if the file exists."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """A new ledger with its header. Raises ``LedgerExistsError`` if there is one, ``LedgerError`` if none can be."""
         line, digest = _seal(make_json_value({"format": LEDGER_FORMAT, **header}), GENESIS)
         # Under another name first: whoever kills us leaves no ledger or one with its header.
         begun = path.with_name(f".{path.name}.{os.getpid()}")
-        begun.write_bytes(line)
         try:
-            os.link(begun, path)
-        except FileExistsError:
-            raise LedgerError(f"{path} exists; a ledger is never overwritten") from None
-        finally:
-            begun.unlink()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                begun.write_bytes(line)
+                os.link(begun, path)
+            except FileExistsError:
+                raise LedgerExistsError(f"{path} exists; a ledger is never overwritten") from None
+            finally:
+                begun.unlink(missing_ok=True)
+        except OSError as problem:
+            raise LedgerError(f"cannot write {path}: {problem.strerror}") from problem
         return cls(path, digest)
 
     @classmethod
