@@ -282,10 +282,13 @@ def _checksums() -> dict[str, dict[str, str]]:
 def _kept(name: str) -> Path:
     """Where the arrays of a source are kept; elsewhere when the recorded checksums are others."""
     recipe = hashlib.sha256(json.dumps(_checksums().get(name), sort_keys=True).encode()).hexdigest()[:8]
-    folder = platformdirs.user_cache_path("loopwright")
-    if not folder.is_absolute():
-        # A user without an entry or HOME has none: "~" would be a folder of that name, wherever one happens to be.
-        raise DataError(f"no home folder to keep data source {name} in, got {folder}; set XDG_CACHE_HOME to a folder")
+    try:
+        folder = platformdirs.user_cache_path("loopwright")
+        if not folder.is_absolute():  # older versions give ~/.cache, a folder of that name wherever one happens to be
+            raise RuntimeError(f"{folder} is not an absolute path")
+    except RuntimeError as problem:
+        cure = "set XDG_CACHE_HOME to a folder"
+        raise DataError(f"no home folder to keep data source {name} in ({problem}); {cure}") from problem
     return folder / f"{name}-{recipe}.npz"
 
 

@@ -113,7 +113,7 @@ def _factory(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Modu
     if not isinstance(model, nn.Module):
         if not callable(model):
             raise LoopwrightError(
-                f"the model is a {type(model).__name__}; want a model spec, an nn.Sequential, or a function that builds one"
+                f"the model is a {type(model).__name__}; want a model spec, an nn.Sequential, or a function giving one"
             )
         return model
     for where, module in model.named_modules():
@@ -202,7 +202,9 @@ def _tensor(where: str, values: Any) -> torch.Tensor:
 
     Raises ``LoopwrightError`` for all else: text, complex and sparse values, lists of different lengths.
     """
-    if not isinstance(values, torch.Tensor):
+    if isinstance(values, torch.Tensor):
+        tensor = values
+    else:
         try:
             array = np.asarray(values)
         except (TypeError, ValueError, RuntimeError) as problem:  # ragged; or tensors in it that are no arrays
@@ -210,14 +212,14 @@ def _tensor(where: str, values: Any) -> torch.Tensor:
         if array.dtype.kind not in "biuf":
             raise LoopwrightError(f"{where}: values are {array.dtype}; want numbers, real or whole, or booleans")
         wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
-        values = torch.as_tensor(array.astype(np.float64) if wide else array)
-    if values.layout != torch.strided or values.is_quantized:
+        tensor = torch.as_tensor(array.astype(np.float64) if wide else array)
+    if tensor.layout != torch.strided or tensor.is_quantized:
         raise LoopwrightError(f"{where}: a sparse or quantized tensor; give .to_dense(), or .dequantize()")
-    if values.is_complex() or values.device.type == "meta":
-        what = "complex" if values.is_complex() else "on the device 'meta', which holds none"
+    if tensor.is_complex() or tensor.device.type == "meta":
+        what = "complex" if tensor.is_complex() else "on the device 'meta', which holds none"
         raise LoopwrightError(f"{where}: values are {what}; want numbers, real or whole, or booleans")
-    values = values.detach().cpu()
-    return values if values.is_floating_point() or values.dtype == torch.bool else values.long()
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
 
 
 def _given(name: str, data: Mapping[str, Data]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -102,8 +102,6 @@ def calibrate_all(parts: Sequence[tuple[list[str], int, int]], workers: int) -> 
 
 
 def main(config: Config) -> int:
-    if config.workers < 1:
-        raise LoopwrightError(f"workers must be 1 or more, got {config.workers}")
     chosen = list_suites().values() if config.suite == "all" else [get_suite(config.suite)]
     names = list(config.tasks) or list(dict.fromkeys(name for suite in chosen for name in suite.candidates()))
     stored = read_targets()

@@ -68,8 +68,6 @@ def main(config: Config) -> None:
     training = TrainingConfig(
         suite="demo", steps=config.steps, seed=config.seed, compile=compile_where_possible(), **QUICKLY
     )
-    if config.seeds < 1:
-        raise LoopwrightError(f"seeds must be 1 or more, got {config.seeds}")
     clear(config.folder)
     bundle = train(training, config.folder)
     for prices in TUNED_LISTS:

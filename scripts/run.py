@@ -8,6 +8,7 @@ import tyro
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.scripts.limits import check_options
 
 
 def compile_where_possible() -> bool:
@@ -25,6 +26,7 @@ def run(module: ModuleType, arguments: list[str] | None = None) -> int:
         # A command whose defaults depend on what is typed has a function that gives them.
         given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
         config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given)
+        check_options(config)
         status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -127,9 +127,8 @@ class Steering:
         self._record = SteeringRecord(Path(ledger), self) if ledger is not None else None
         self._control: float | None = None
         self._seen = self._observe(None, restored=False)
-        self._watch = UpdateWatch()
+        self._watch, self._begun = UpdateWatch(), False
         self._begin_decision()
-        self._begun = False
         self._hook()
         setattr(optimizer, _ATTACHED, self)
 

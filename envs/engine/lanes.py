@@ -231,6 +231,6 @@ def _check_memory(template: Task, lanes: int, parameters: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise LoopwrightError(
-            f"lanes must be {memory * lanes // needed} or less for tasks of this shape: {lanes} take {needed / 1e9:.0f} "
-            f"GB, and this machine has {memory / 1e9:.0f}"
+            f"lanes must be {memory * lanes // needed} or less for tasks of this shape: {lanes} take "
+            f"{needed / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f}"
         )

@@ -6,7 +6,7 @@ here, and what a header asks of the machine (lanes, samples) is bounded.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -80,16 +80,18 @@ def _one_of(*names: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Text = Annotated[str, Field(max_length=200), AfterValidator(_check_text)]
-Count = Annotated[int, Field(ge=0, lt=2**62)]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Positive = Annotated[float, Field(gt=0, le=LARGEST)]
-Wide = Annotated[Any, AfterValidator(_check_wide)]  # a number that may be infinite, or none
-Measured = Annotated[dict[str, Wide], _check_names(*TELEMETRY)]
-Observed = Annotated[dict[Text, Number], Field(max_length=1000)] | None
-Plan = Annotated[dict[str, Any], AfterValidator(_check_plan)]
-Columns = Annotated[dict[str, Any], AfterValidator(_check_columns)]  # of a loop that is not ours: anything may stand there
-Versions = dict[Text, Text]
+_Text = Annotated[str, Field(max_length=200), AfterValidator(_check_text)]
+_Count = Annotated[int, Field(ge=0, lt=2**62)]
+_Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+_Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+_Wide = Annotated[Any, AfterValidator(_check_wide)]  # a number that may be infinite, or none
+_Measured = Annotated[dict[str, _Wide], _check_names(*TELEMETRY)]
+_Observed = Annotated[dict[_Text, _Number], Field(max_length=1000)] | None
+_Plan = Annotated[dict[str, Any], AfterValidator(_check_plan)]
+_Columns = Annotated[
+    dict[str, Any], AfterValidator(_check_columns)
+]  # of a loop that is not ours: anything may stand there
+_Versions = dict[_Text, _Text]
 
 
 class _Fields(BaseModel):
@@ -101,10 +103,10 @@ class _Fields(BaseModel):
 class AuthorFields(_Fields):
     """``envs.loop.ledger.Author``."""
 
-    name: Text
+    name: _Text
     fingerprint: str | None
-    knobs: Text | None
-    action: Text | None
+    knobs: _Text | None
+    action: _Text | None
 
 
 class SettingsFields(_Fields):
@@ -113,11 +115,11 @@ class SettingsFields(_Fields):
     microbatch: Annotated[int, Field(ge=1, le=SAMPLES_AGAIN)]
     ticks_per_decision: Annotated[int, Field(ge=1, le=TICKS_AGAIN)]
     control_batch: Annotated[int, Field(ge=1, le=SAMPLES_AGAIN)]
-    budget_factor: Positive
-    prices: Text | dict[Text, Number]
-    reward: Text
-    guard: Count
-    discount: Number
+    budget_factor: _Positive
+    prices: _Text | dict[_Text, _Number]
+    reward: _Text
+    guard: _Count
+    discount: _Number
     compile: bool
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d{1,2})?)$")]
 
@@ -125,26 +127,26 @@ class SettingsFields(_Fields):
 class RunHeader(_Fields):
     """The first line of an episode's ledger."""
 
-    format: Text
-    task: Text
-    task_fingerprint: Text
-    seed: Count
-    lane: Count
-    start: Plan
-    budget: Positive
-    prices: Annotated[dict[Text, Annotated[float, Field(ge=0, le=LARGEST)]], _check_names(*OPTIMIZERS)]
+    format: _Text
+    task: _Text
+    task_fingerprint: _Text
+    seed: _Count
+    lane: _Count
+    start: _Plan
+    budget: _Positive
+    prices: Annotated[dict[_Text, Annotated[float, Field(ge=0, le=LARGEST)]], _check_names(*OPTIMIZERS)]
     withheld: list[Annotated[str, _one_of(*INFORMATION)]]
     open_budget: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # there were no open runs at first
-    target: Number
+    target: _Number
     author: AuthorFields
-    versions: Versions
+    versions: _Versions
     settings: SettingsFields
     lanes: Annotated[int, Field(ge=1, le=LANES_AGAIN)]
     threads: Annotated[int, Field(ge=1, lt=2**31)]
     needs: Annotated[str, _one_of(*Needs)]
     rolls_back: bool
-    engine: Text
-    window: Count
+    engine: _Text
+    window: _Count
 
     @model_validator(mode="after")
     def _check_size(self) -> "RunHeader":
@@ -157,16 +159,16 @@ class RunHeader(_Fields):
 class RunDecision(_Fields):
     """Any other line of it."""
 
-    decision: Count
-    observation: Observed
-    action: Annotated[list[Number], Field(max_length=100)] | None
-    plan_before: Plan
-    plan: Plan
-    telemetry: Measured
-    reward: Wide
+    decision: _Count
+    observation: _Observed
+    action: Annotated[list[_Number], Field(max_length=100)] | None
+    plan_before: _Plan
+    plan: _Plan
+    telemetry: _Measured
+    reward: _Wide
     cost: Annotated[float, Field(ge=0, le=LARGEST)]
-    loss: Wide
-    metric: Wide
+    loss: _Wide
+    metric: _Wide
     outcome: Annotated[str, _one_of(*OUTCOMES)]
     verdict: Annotated[str, _one_of(*VERDICTS)]
 
@@ -174,27 +176,27 @@ class RunDecision(_Fields):
 class SteeredHeader(_Fields):
     """The first line of the ledger of a loop that a policy was attached to."""
 
-    format: Text
+    format: _Text
     task: None
-    steered: Text
-    start: Columns
-    steps: Count | None
+    steered: _Text
+    start: _Columns
+    steps: _Count | None
     author: AuthorFields
-    window: Count
-    every: Count
+    window: _Count
+    every: _Count
     advise: bool
-    versions: Versions
+    versions: _Versions
 
 
 class SteeredDecision(_Fields):
     """Any other line of it."""
 
-    decision: Count
-    updates: Count
-    observation: Observed
-    plan_before: Columns
-    plan: Columns
-    telemetry: Measured | None
+    decision: _Count
+    updates: _Count
+    observation: _Observed
+    plan_before: _Columns
+    plan: _Columns
+    telemetry: _Measured | None
     verdict: Annotated[str, _one_of(*VERDICTS)]
 
 

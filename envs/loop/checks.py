@@ -1,9 +1,9 @@
-"""Checks of numbers that somebody gives: of the right kind, and within what is accepted. Text and NaN are refused too."""
+"""Checks of numbers that somebody gives: of the right kind, and within what is accepted, which NaN never is."""
 
 import math
 import sys
-from numbers import Integral, Real
 
+import numpy as np
 import torch
 
 from loopwright.envs.loop.errors import LoopwrightError
@@ -11,12 +11,13 @@ from loopwright.envs.loop.errors import LoopwrightError
 # More than anybody has use for, and far less than what a machine gives way under.
 MOST_LANES, MOST_SAMPLES, MOST_TICKS, MOST_THREADS = 2**14, 2**20, 2**16, 256
 MOST_SEED = 2**32 - 1  # that NumPy takes
+_REAL = int | float | np.integer | np.floating
 ABOVE_ZERO = math.ulp(0.0), sys.float_info.max  # and finite
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
     """Raise ``LoopwrightError`` unless ``value`` is a whole number from ``least`` to ``most``."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise LoopwrightError(f"{name} must be a whole number, got {say_value(value)}")
     if value < least:
         raise LoopwrightError(f"{name} must be {least} or more, got {say_value(value)}")
@@ -32,8 +33,8 @@ def check_counts(**counts: tuple[int | None, int]) -> None:
 
 
 def check_number(name: str, value: object, accepted: str, low: float, high: float) -> None:
-    """Raise ``LoopwrightError`` unless ``value`` is a number from ``low`` to ``high``; ``accepted`` says it in words."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+    """Raise ``LoopwrightError`` unless ``value`` is a number from ``low`` to ``high``, ``accepted`` in words."""
+    if not isinstance(value, _REAL) or isinstance(value, bool) or not low <= value <= high:
         raise LoopwrightError(f"{name} must {accepted}; got {say_value(value)}")
 
 
@@ -65,6 +66,6 @@ def say_briefly(problem: BaseException) -> str:
 def say_value(value: object) -> str:
     """Briefly, on one line; a number of thousands of digits cannot be written out."""
     if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {math.floor(value.bit_length() * math.log10(2)) + 1} digits"
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
     said = " ".join(repr(value).split())
     return said if len(said) <= 100 else f"{said[:97]}..."

@@ -76,8 +76,6 @@ class KnobSet:
             raise InvalidActionError(f"actions have shape {array.shape}; this space takes {(lanes, len(self.knobs))}")
         if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
             raise InvalidActionError(f"actions must be finite numbers, got {say_value(array.tolist())}")
-        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-            array = array.astype(np.float64)  # JSON has no longer ones
         if self.action == "box":
             low, high = np.full(len(self.knobs), -1), np.full(len(self.knobs), 1)
         else:
@@ -92,7 +90,8 @@ class KnobSet:
                 f"action {array[lane].tolist()} of lane {lane} is out of bounds: "
                 f"accepted {low.tolist()} to {high.tolist()}"
             )
-        return array
+        # As its space has it: in another precision the same action, read from a ledger, would move a knob otherwise.
+        return array.astype(np.float32) if self.action == "box" else array
 
     def hold(self, actions: npt.NDArray[np.generic], held: Mask) -> npt.NDArray[np.generic]:
         """The actions ``[lanes, knobs]`` with those replaced that would move a knob that is ``held``, a mask alike."""

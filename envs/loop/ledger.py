@@ -129,7 +129,7 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> "Ledger":
-        """A new ledger with its header. Raises ``LedgerExistsError`` if there is one, ``LedgerError`` if none can be."""
+        """A new ledger with its header. Raises ``LedgerExistsError`` if there is one, else ``LedgerError``."""
         line, digest = _seal(make_json_value({"format": LEDGER_FORMAT, **header}), GENESIS)
         # Under another name first: whoever kills us leaves no ledger or one with its header.
         begun = path.with_name(f".{path.name}.{os.getpid()}")

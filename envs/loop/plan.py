@@ -76,7 +76,9 @@ class LoopPlan:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise LoopwrightError(f"{name} must be one of {', '.join(choices)}; got {say_value(getattr(self, name))}")
+                raise LoopwrightError(
+                    f"{name} must be one of {', '.join(choices)}; got {say_value(getattr(self, name))}"
+                )
         for name, (accepted, holds) in _ACCEPTED.items():
             value = getattr(self, name)
             try:
@@ -95,7 +97,7 @@ class LoopPlan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "LoopPlan":
-        """The inverse of ``as_json``. Raises ``LoopwrightError`` for a field that does not exist, or a value that cannot be."""
+        """The inverse of ``as_json``. Raises ``LoopwrightError`` for a field that does not exist, or cannot be."""
         check_kind("a plan", values, dict, "a mapping of its fields")
         unknown = values.keys() - set(PLAN_FIELDS)
         if unknown:

@@ -209,7 +209,9 @@ def test_whole_numbers_for_a_model_of_tokens_are_tokens(dtype: torch.dtype) -> N
     task = make_task("mine", model, (WHOLE.to(dtype), Y), allow_repeats=True)
     assert task.train.inputs.dtype == torch.int64
     assert task.model.vocabulary is not None
-    with pytest.raises(LoopwrightError, match=r"inputs are torch.float32, but the model takes tokens|cannot take inputs"):
+    with pytest.raises(
+        LoopwrightError, match=r"inputs are torch.float32, but the model takes tokens|cannot take inputs"
+    ):
         make_task("mine", model, GOOD)
 
 
@@ -225,7 +227,11 @@ def test_a_tensor_is_detached_from_where_it_comes_from() -> None:
     ("model", "inputs", "message"),
     [
         (nn.Sequential(nn.Linear(7, 2)), X, r"cannot take inputs \[N, 6\] of torch.float32"),
-        (nn.Sequential(nn.Linear(7, 2)), WHOLE, r"\[N, 6\] of torch.int64: .*taken for numbers .*shapes cannot be mult"),
+        (
+            nn.Sequential(nn.Linear(7, 2)),
+            WHOLE,
+            r"\[N, 6\] of torch.int64: .*taken for numbers .*shapes cannot be mult",
+        ),
         (nn.Sequential(nn.Linear(1, 2)), X[:, 0], r"cannot take inputs \[N\] of .*of one feature inputs\[:, None\]"),
         (network(), X.to_sparse(), "task mine, inputs: a sparse or quantized tensor; give .to_dense"),
         (network(), X + 0j, "task mine, inputs: values are complex"),

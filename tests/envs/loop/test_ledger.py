@@ -250,6 +250,8 @@ def test_a_replay_says_what_it_lacks(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=match):
             replay(forged.path)
     old = Ledger.create(tmp_path / "old.jsonl", header | {"versions": header["versions"] | {"torch": "1.0"}})
+    for entry in content.entries:
+        old.append(entry)
     assert replay(old.path).notes[0].startswith("written with torch 1.0")
 
 
