@@ -16,8 +16,10 @@ import pytest
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.results import read_results
 from loopwright.agents.training.config import TrainingConfig
+from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_ledger
+from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.scripts import train
 from loopwright.scripts.demo import clear
 from loopwright.scripts.main import COMMANDS, main
@@ -185,6 +187,27 @@ def check_replays(loopwright: Command, ledger: Path, cwd: Path) -> None:
     assert altered.returncode == 2
     assert "line 2 was changed" in altered.stderr
     assert "Traceback" not in altered.stderr
+
+
+def test_a_replay_says_whether_all_of_the_run_is_there(loopwright: Command, tmp_path: Path) -> None:
+    short = EpisodeSettings(budget_factor=0.05)
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], ledgers=tmp_path, settings=short)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    (ledger,) = tmp_path.glob("*.jsonl")
+    empty = loopwright("replay", ledger.name, cwd=tmp_path)
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "holds no decision: nothing to replay" in empty.stderr
+    done, decisions = False, 0
+    while not done:
+        *_, done, _, _ = env.step(env.action_space.sample())
+        decisions += 1
+        found = loopwright("replay", ledger.name, cwd=tmp_path)
+        assert f"{decisions} of {decisions} decisions came out the same" in found.stdout
+        assert ("unfinished" in found.stdout) is (found.returncode == 1) is not done
+        found = loopwright("replay", ledger.name, "--json", cwd=tmp_path)
+        assert json.loads(found.stdout)["exact"] is json.loads(found.stdout)["finished"] is done
+    assert decisions > 1
 
 
 def test_tasks_lists_every_family(loopwright: Command, tmp_path: Path) -> None:
