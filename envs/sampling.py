@@ -9,6 +9,7 @@ import numpy as np
 
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.checks import check_kind, check_number
 from loopwright.envs.loop.context import INFORMATION
 from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
@@ -51,10 +52,8 @@ class Spread:
     fields: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 2:
-            raise LoopwrightError(f"rate of a spread must lie in [0, 2], orders of magnitude; got {self.rate}")
-        if not 0 <= self.fields <= 1:
-            raise LoopwrightError(f"fields of a spread must be a chance, in [0, 1]; got {self.fields}")
+        check_number("rate of a spread", self.rate, "lie in [0, 2], orders of magnitude", 0, 2)
+        check_number("fields of a spread", self.fields, "be a chance, in [0, 1]", 0, 1)
 
     def draw(
         self, rng: np.random.Generator, plan: LoopPlan, among: Mapping[str, tuple[Any, ...]] = DRAWN_FIELDS
@@ -105,11 +104,14 @@ class TaskSampler:
         open_runs: float = 0.0,
         plain_runs: float = 0.0,
     ) -> None:
-        if tasks is not None and len(tasks) == 0:
-            raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
+        if tasks is not None:
+            check_kind("tasks", tasks, (list, tuple), "a list of tasks, or None for the whole suite")
+            if len(tasks) == 0:
+                raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
         for name, chance in (("withheld", withheld), ("open_runs", open_runs), ("plain_runs", plain_runs)):
-            if not 0 <= chance <= 1:
-                raise LoopwrightError(f"{name} must be a chance, in [0, 1]; got {chance}")
+            check_number(name, chance, "be a chance, in [0, 1]", 0, 1)
+        check_kind("plan", plan, (LoopPlan, type(None)), "a LoopPlan, or None for the default")
+        check_kind("spread", spread, (Spread, type(None)), "a Spread, or None for none")
         self.tasks = list(get_suite(suite).tasks() if tasks is None else tasks)
         for task in self.tasks:
             check_task(task)
@@ -154,6 +156,7 @@ class TaskSampler:
 
 def check_task(task: str | Task) -> None:
     """Raises ``LoopwrightError`` for a task that cannot be an episode."""
+    check_kind("a task", task, (str, Task), "a Task, or named family:seed")
     if isinstance(task, str):
         family, _ = find_family(task)
         if family.requires is not None:

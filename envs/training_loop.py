@@ -14,6 +14,7 @@ from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import Decision
 from loopwright.envs.episode.recorder import Recorder
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.checks import check_kind
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.ledger import Author
@@ -76,6 +77,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         super().reset(seed=seed)
         if self._closed:
             raise LoopwrightError("reset() after close(); make the environment anew")
+        check_kind("reset options", options, (Mapping, type(None)), "a mapping, such as {'task': name}")
         chosen = dict(options or {})
         task = chosen.pop("task", None)
         if chosen:
@@ -98,7 +100,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
             raise LoopwrightError(f"step() {'after close()' if self._closed else 'before reset()'}")
         if not episode.live.any():
             raise LoopwrightError("step() after the episode has ended; call reset()")
-        actions = self.knobs.hold(self.knobs.check(np.asarray(action)[None], 1), self._held)
+        actions = self.knobs.hold(self.knobs.check([action], 1), self._held)
         decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
         info = self._describe(episode, decision)
         if self.render_mode:
@@ -135,6 +137,7 @@ def choose_settings(
     settings: EpisodeSettings | None, prices: str | Mapping[str, float] | PriceList | None
 ) -> EpisodeSettings:
     """The settings of an environment, with the prices that it is given besides."""
+    check_kind("settings", settings, (EpisodeSettings, type(None)), "EpisodeSettings, or None for the default")
     settings = settings or EpisodeSettings()
     return settings if prices is None else replace(settings, prices=prices)
 
@@ -144,5 +147,6 @@ def make_batch(
 ) -> EpisodeBatch:
     """The episodes behind an environment of so many lanes."""
     author = Author("through the environment", knobs=knobs.name, action=knobs.action)
+    check_kind("ledgers", ledgers, (str, Path, type(None)), "a folder, or None for no audit logs")
     recorder = Recorder(Path(ledgers), author) if ledgers else None
     return EpisodeBatch(task, lanes, settings, rolls_back=knobs.rolls_back, recorder=recorder)

@@ -16,7 +16,8 @@ from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import Decision
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.averages import Mask
-from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.checks import MOST_LANES, check_counts, check_kind, check_whole
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.plan import LoopPlan, unstack_plans
 from loopwright.envs.render import RENDER_MODES, Frame, check_render_mode, draw_run
@@ -87,9 +88,12 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         render_mode: str | None = None,
     ) -> None:
         super().__init__()
+        modes = [mode.value for mode in AutoresetMode]
+        if not isinstance(autoreset_mode, AutoresetMode) and autoreset_mode not in modes:
+            raise UnknownNameError("autoreset_mode", autoreset_mode, modes)
         self.autoreset_mode, self.render_mode = AutoresetMode(autoreset_mode), check_render_mode(render_mode)
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise LoopwrightError(f"max_episode_steps must be 1 or more, got {max_episode_steps}")
+        check_counts(max_episode_steps=(max_episode_steps, 1))
+        check_whole("num_envs", num_envs, 0, MOST_LANES)  # at least one per task shape, which _divide counts
         settings = choose_settings(settings, prices)
         self.sampler = TaskSampler(
             suite, tasks, plan, spread=spread, settings=settings, withheld=withheld, open_runs=open_runs,
@@ -202,6 +206,7 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
 
     def _mask_of(self, options: dict[str, Any] | None) -> Mask:
         """The environments that are to be reset."""
+        check_kind("reset options", options, (Mapping, type(None)), "a mapping, such as {'reset_mask': mask}")
         left = dict(options or {})
         mask = left.pop("reset_mask", np.ones(self.num_envs, dtype=bool))
         if left:

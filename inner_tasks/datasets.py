@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import string
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -235,15 +235,15 @@ def load(name: str) -> Arrays:
     if name not in SOURCES:
         raise UnknownNameError("data source", name, list(SOURCES))
     source = SOURCES[name]
-    kept = _kept(name)
-    if source.extra is not None and kept.exists():
+    kept = None if source.extra is None else _kept(name)
+    if kept is not None and kept.exists():
         arrays = _read_cache(kept)
         _check(name, arrays, f"delete {kept}, and it is made again; it")
     else:
         require(name)
         arrays = source.read()
         _check(name, arrays, f"{source.package} {version(source.package)}")
-        if source.extra is not None:
+        if kept is not None:
             _write_cache(kept, arrays)
     for array in arrays.values():
         array.flags.writeable = False
@@ -281,7 +281,14 @@ def _checksums() -> dict[str, dict[str, str]]:
 def _kept(name: str) -> Path:
     """Where the arrays of a source are kept; elsewhere when the recorded checksums are others."""
     recipe = hashlib.sha256(json.dumps(_checksums().get(name), sort_keys=True).encode()).hexdigest()[:8]
-    return platformdirs.user_cache_path("loopwright") / f"{name}-{recipe}.npz"
+    try:
+        folder = platformdirs.user_cache_path("loopwright")
+        if not folder.is_absolute():  # older versions give ~/.cache, a folder of that name wherever one happens to be
+            raise RuntimeError(f"{folder} is not an absolute path")
+    except RuntimeError as problem:
+        cure = "set XDG_CACHE_HOME to a folder"
+        raise DataError(f"no home folder to keep data source {name} in ({problem}); {cure}") from problem
+    return folder / f"{name}-{recipe}.npz"
 
 
 def _check(name: str, arrays: Arrays, origin: str) -> None:
@@ -292,10 +299,17 @@ def _check(name: str, arrays: Arrays, origin: str) -> None:
 
 def _read_cache(path: Path) -> Arrays:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise DataError(f"cannot read {path} ({error}); delete it, and it is made again") from error
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its arrays are compressed")  # a small file could become large
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds what is no array")
+    except Exception as error:  # whatever zipfile and NumPy make of a file of another kind
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {path} ({said}); delete it, and it is made again") from error
+    return arrays
 
 
 def _write_cache(path: Path, arrays: Arrays) -> None:

@@ -46,7 +46,10 @@ def make_task(
         model: a model spec; or an ``nn.Sequential`` of blocks, which is initialised afresh for every run by the
             ``reset_parameters`` of its modules; or a function that builds one.
         data: inputs ``[N, ...]`` and labels ``[N, ...]``, tensors or arrays; or a ``Dataset`` of such pairs; or a
-            mapping of "train", "control" and "target" to either, where they are split already.
+            mapping of "train", "control" and "target" to either, where they are split already. Floating-point inputs
+            become float32. Whole numbers and booleans are taken for tokens (int64) by a model that takes tokens, and
+            become float32 for one that takes numbers; an ``nn.Module`` that can take both gets tokens. Tensors are
+            detached: no gradient goes back to where they come from.
         loss: "cross-entropy" or "squared-error" (``inner_tasks.losses``).
         fractions: shares of train, control and target, where the split is made here, at random.
         seed: of that split.
@@ -55,23 +58,14 @@ def make_task(
     Raises:
         LoopwrightError: something does not fit; the message names it.
     """
+    if not isinstance(name, str):
+        raise LoopwrightError(f"the name of a task must be text, got a {type(name).__name__}")
     splits = _given(name, data) if isinstance(data, Mapping) else _divided(name, _tensors(name, data), fractions, seed)
-    spec = model if isinstance(model, ModelSpec) else OwnModel(_factory(model), *_description(splits["train"][0]))
-    try:
-        outputs = find_output_shape(spec)
-    except Exception as error:  # whatever the user's own forward may raise
-        given = splits["train"][0]
-        hint = "" if given.is_floating_point() else "; whole numbers are taken for tokens: are they meant as .float()?"
-        raise LoopwrightError(
-            f"task {name}: the model cannot take inputs [N, {str(list(given.shape[1:]))[1:]} of {given.dtype}: "
-            f"{error}{hint}"
-        ) from error
-    if splits["train"][0].dtype != spec.input_dtype and not splits["train"][0].is_floating_point():
-        raise LoopwrightError(
-            f"task {name}: inputs are {splits['train'][0].dtype}, the model takes {spec.input_dtype}; give numbers as "
-            f"floating point, or a model of tokens"
-        )
-    made = {key: Split(*_typed(inputs, labels, loss, outputs)) for key, (inputs, labels) in splits.items()}
+    spec, outputs = _find_spec(name, model, splits["train"][0])
+    made = {
+        key: Split(_convert(name, inputs, spec), _type_labels(labels, loss, outputs))
+        for key, (inputs, labels) in splits.items()
+    }
     task = Task(name, spec, made["train"], made["control"], made["target"], loss)
     if not allow_repeats:
         _check_leaks(name, made)
@@ -105,7 +99,10 @@ class OwnModel(ModelSpec):
         return self.tokens
 
     def construct(self) -> nn.Sequential:
-        model = self.factory()
+        try:
+            model = self.factory()
+        except TypeError as problem:  # a class, or a function of something
+            raise LoopwrightError(f"the model's function failed, called without arguments: {problem}") from problem
         if not isinstance(model, nn.Module):
             raise LoopwrightError(f"the model's function gave a {type(model).__name__}, not an nn.Module")
         _check_modules(model)
@@ -114,6 +111,10 @@ class OwnModel(ModelSpec):
 
 def _factory(model: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     if not isinstance(model, nn.Module):
+        if not callable(model):
+            raise LoopwrightError(
+                f"the model is a {type(model).__name__}; want a model spec, an nn.Sequential, or a function giving one"
+            )
         return model
     for where, module in model.named_modules():
         own = next(module.parameters(recurse=False), None)
@@ -174,7 +175,10 @@ def _tensors(name: str, data: Data) -> tuple[torch.Tensor, torch.Tensor]:
         items = [data[i] for i in range(len(data))]
         if not items or not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in items):
             raise LoopwrightError(f"task {name}: a Dataset must give pairs (input, label), and at least one")
-        pair = [[torch.as_tensor(np.asarray(part)) for part in parts] for parts in zip(*items, strict=True)]
+        pair = [
+            [_tensor(f"task {name}, a Dataset's {what}", part) for part in parts]
+            for parts, what in zip(zip(*items, strict=True), ("inputs", "labels"), strict=True)
+        ]
         for parts, what in zip(pair, ("inputs", "labels"), strict=True):
             shapes = {tuple(part.shape) for part in parts}
             if len(shapes) > 1:
@@ -182,10 +186,40 @@ def _tensors(name: str, data: Data) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.stack(pair[0]), torch.stack(pair[1])
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         raise LoopwrightError(f"task {name}: want (inputs, labels) or a Dataset, got {type(data).__name__}")
-    inputs, labels = (torch.as_tensor(part) for part in data)
+    inputs, labels = (
+        _tensor(f"task {name}, {what}", part) for what, part in zip(("inputs", "labels"), data, strict=True)
+    )
+    for what, tensor in (("inputs", inputs), ("labels", labels)):
+        if tensor.dim() == 0:
+            raise LoopwrightError(f"task {name}: {what} are a single number; want [N, ...]")
     if len(inputs) != len(labels):
         raise LoopwrightError(f"task {name}: {len(inputs)} inputs and {len(labels)} labels")
     return inputs, labels
+
+
+def _tensor(where: str, values: Any) -> torch.Tensor:
+    """Real numbers, whole numbers or booleans as a tensor on the CPU, detached.
+
+    Raises ``LoopwrightError`` for all else: text, complex and sparse values, lists of different lengths.
+    """
+    if isinstance(values, torch.Tensor):
+        tensor = values
+    else:
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError) as problem:  # ragged; or tensors in it that are no arrays
+            raise LoopwrightError(f"{where}: no array of numbers: {_say_briefly(problem)}") from problem
+        if array.dtype.kind not in "biuf":
+            raise LoopwrightError(f"{where}: values are {array.dtype}; want numbers, real or whole, or booleans")
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+        tensor = torch.as_tensor(array.astype(np.float64) if wide else array)
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise LoopwrightError(f"{where}: a sparse or quantized tensor; give .to_dense(), or .dequantize()")
+    if tensor.is_complex() or tensor.device.type == "meta":
+        what = "complex" if tensor.is_complex() else "on the device 'meta', which holds none"
+        raise LoopwrightError(f"{where}: values are {what}; want numbers, real or whole, or booleans")
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
 
 
 def _given(name: str, data: Mapping[str, Data]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -197,8 +231,14 @@ def _given(name: str, data: Mapping[str, Data]) -> dict[str, tuple[torch.Tensor,
 def _divided(
     name: str, data: tuple[torch.Tensor, torch.Tensor], fractions: tuple[float, float, float], seed: int
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    if len(fractions) != len(SPLITS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    try:
+        fit = len(fractions) == len(SPLITS) and min(fractions) > 0 and abs(sum(fractions) - 1) <= 1e-6
+    except TypeError:
+        fit = False
+    if not fit:
         raise LoopwrightError(f"task {name}: fractions must be three numbers above 0 that add up to 1, got {fractions}")
+    if not isinstance(seed, int) or seed < 0:
+        raise LoopwrightError(f"task {name}: seed must be a whole number, 0 or more, got {seed!r}")
     count = len(data[0])
     ends = [round(count * sum(fractions[: i + 1])) for i in range(len(SPLITS))]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
@@ -208,19 +248,50 @@ def _divided(
 
 def _description(inputs: torch.Tensor) -> tuple[tuple[int, ...], int | None]:
     """The shape of a sample, and the number of tokens, where inputs are whole numbers."""
-    tokens = None if inputs.is_floating_point() else int(inputs.max()) + 1
+    tokens = None if inputs.is_floating_point() or len(inputs) == 0 else int(inputs.max()) + 1
     return tuple(inputs.shape[1:]), tokens
 
 
-def _typed(
-    inputs: torch.Tensor, labels: torch.Tensor, loss: LossName, outputs: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """In the dtypes a task has; a column of labels where the model has one output. Labels that are no class stay."""
-    inputs = inputs.float() if inputs.is_floating_point() else inputs.long()
+def _find_spec(name: str, model: Model, inputs: torch.Tensor) -> tuple[ModelSpec, tuple[int, ...]]:
+    """The model as a spec, and the shape of its outputs for one sample. Whole numbers are tokens if it takes tokens."""
+    if isinstance(model, ModelSpec):
+        specs = [model]
+    else:
+        shape, tokens = _description(inputs)
+        factory = _factory(model)
+        specs = [OwnModel(factory, shape, count) for count in dict.fromkeys((tokens, None))]
+    problems: list[Exception] = []
+    for spec in specs:
+        try:
+            return spec, find_output_shape(spec)
+        except Exception as problem:  # whatever the user's own forward may raise
+            problems.append(problem)
+    said = "; taken for numbers instead of tokens: ".join(_say_briefly(problem) for problem in problems)
+    hint = "; give samples [N, features], of one feature inputs[:, None]" if inputs.dim() == 1 else ""
+    raise LoopwrightError(
+        f"task {name}: the model cannot take inputs [{', '.join(['N', *map(str, inputs.shape[1:])])}] of "
+        f"{inputs.dtype}: {said}{hint}"
+    ) from problems[-1]
+
+
+def _say_briefly(problem: Exception) -> str:
+    """The first line of what somebody else's error says."""
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+
+
+def _convert(name: str, inputs: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    """In the dtype that the model takes. Raises ``LoopwrightError`` for numbers that would have to be tokens."""
+    if inputs.is_floating_point() and not spec.input_dtype.is_floating_point:
+        raise LoopwrightError(f"task {name}: inputs are {inputs.dtype}, but the model takes tokens, whole numbers")
+    return inputs.to(spec.input_dtype)
+
+
+def _type_labels(labels: torch.Tensor, loss: LossName, outputs: tuple[int, ...]) -> torch.Tensor:
+    """In the dtype a task has; a column where the model has one output. Labels that are no class stay."""
     if loss == "squared-error":
         labels = labels.float()
-        return inputs, labels[:, None] if labels.dim() == 1 and outputs == (1,) else labels
-    return inputs, labels if labels.is_floating_point() else labels.long()
+        return labels[:, None] if labels.dim() == 1 and outputs == (1,) else labels
+    return labels if labels.is_floating_point() else labels.long()
 
 
 def _check_leaks(name: str, splits: Mapping[str, Split]) -> None:

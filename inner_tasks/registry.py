@@ -7,6 +7,8 @@ from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks.family import TaskFamily
 from loopwright.inner_tasks.task import ShapeKey, Task
 
+LONGEST_SEED = 18  # digits
+
 _FAMILIES: dict[str, TaskFamily] = {}
 
 
@@ -24,11 +26,17 @@ def list_families() -> dict[str, TaskFamily]:
 
 def find_family(name: str) -> tuple[TaskFamily, int]:
     """The family and the seed of the task called ``family:seed``, for instance ``"digits-mlp:0"``."""
+    if not isinstance(name, str):
+        raise LoopwrightError(f"a task is named family:seed, in text; got a {type(name).__name__}")
     family, _, seed = name.partition(":")
     if family not in _FAMILIES:
         raise UnknownNameError("task family", family, list(_FAMILIES))
-    if not (seed.isascii() and seed.isdigit()):
-        raise LoopwrightError(f"a task is named family:seed, for instance '{family}:0'; got {name!r}")
+    if not (seed.isascii() and seed.isdigit() and len(seed) <= LONGEST_SEED):
+        given = name if len(name) <= 100 else f"{name[:97]}..."
+        raise LoopwrightError(
+            f"a task is named family:seed, the seed a number of up to {LONGEST_SEED} digits, for instance "
+            f"'{family}:0'; got {given!r}"
+        )
     return _FAMILIES[family], int(seed)
 
 
@@ -42,7 +50,7 @@ def get_shape(task: str | Task) -> ShapeKey:
 
 @lru_cache(maxsize=4096)
 def get_task(name: str) -> Task:
-    """The task called ``family:seed``; drawn once, then kept in memory."""
+    """The task called ``family:seed``; drawn once, then kept in memory. Raises ``LoopwrightError`` for another name."""
     family, seed = find_family(name)
     return family.make_task(seed)
 

@@ -130,6 +130,6 @@ def list_suites() -> dict[str, Suite]:
 
 def get_suite(name: str) -> Suite:
     """The suite of that name. Raises ``UnknownNameError`` otherwise."""
-    if name not in _SUITES:
+    if not isinstance(name, str) or name not in _SUITES:
         raise UnknownNameError("suite", name, list(_SUITES))
     return _SUITES[name]

@@ -99,8 +99,6 @@ def calibrate_all(parts: Sequence[tuple[list[str], int, int]], workers: int) -> 
 
 
 def main(config: Config) -> int:
-    if config.workers < 1:
-        raise LoopwrightError(f"workers must be 1 or more, got {config.workers}")
     with nullcontext() if config.check else holding_file(TARGETS_FILE):
         return calibrate_missing(config)
 

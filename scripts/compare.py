@@ -82,6 +82,8 @@ def _read(name: str, label: str) -> tuple[list[RunRecord], list[Timing]]:
     """The runs and timings of one method, under the name ``label``."""
     folder, _, method = name.partition(":")
     method = method or AGENT
+    if Path(folder).is_file():
+        raise LoopwrightError(f"{folder} is a file; give a folder that loopwright evaluate wrote")
     _, records = read_results(Path(folder) / RESULTS)
     own = [replace(r, method=label) for r in records if r.method == method]
     if not own:

@@ -75,8 +75,6 @@ def main(config: Config) -> None:
     training = TrainingConfig(
         suite="demo", steps=config.steps, seed=config.seed, compile=compile_where_possible(), **QUICKLY
     )
-    if config.seeds < 1:
-        raise LoopwrightError(f"seeds must be 1 or more, got {config.seeds}")
     find_earlier(config.folder)
     with holding_folder(config.folder):
         train_and_judge(config, training)

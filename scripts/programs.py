@@ -23,7 +23,6 @@ from tqdm import tqdm
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.workers import work_apart
-from loopwright.agents.steering.limits import check_counts
 from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import holding_folder
@@ -136,7 +135,6 @@ class Race:
 
 
 def main(config: Config) -> int:
-    check_counts(seeds=(config.seeds, 1), tuning=(config.tuning, 1), workers=(config.workers, 1))
     torch.set_num_threads(1)
     programs = list(config.programs) or list(PROGRAMS)
     with holding_folder(config.folder):

@@ -4,7 +4,7 @@
     loopwright replay LEDGER --show --plot run.png
     loopwright replay LEDGER --open-loop --seed 7 --task digits-conv:0
 
-Exits with 1 if a line does not come out the same.
+Exits with 0 if all of the run is there, from its header to its end, and every line comes out the same; with 1 if not.
 """
 
 import json
@@ -17,13 +17,14 @@ import tyro
 
 from loopwright.agents.controllers.simple import OpenLoop
 from loopwright.agents.judging.runner import run_controller
+from loopwright.envs.episode.ledger_fields import is_steered, read_checked_ledger
 from loopwright.envs.episode.replay import Replay, find_task, read_plans, replay
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LedgerError, LoopwrightError
-from loopwright.envs.loop.ledger import LedgerContent, read_ledger
+from loopwright.envs.loop.ledger import LedgerContent
 from loopwright.inner_tasks.registry import get_task
 from loopwright.scripts.run import run
-from loopwright.scripts.showing import draw_ledger, is_steered, show_ledger
+from loopwright.scripts.showing import draw_ledger, show_ledger
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Config:
 def main(config: Config) -> int:
     if (config.seed is not None or config.task is not None) and not config.open_loop:
         raise LoopwrightError("--seed and --task go with --open-loop; a ledger is replayed on its own seed and task")
-    content = read_ledger(config.ledger)
+    content = read_checked_ledger(config.ledger)
     if content.torn:
         print(f"{config.ledger}: the last line is torn ({content.torn} bytes) and left out", file=sys.stderr)
     if config.show or config.plot is not None:
@@ -70,12 +71,12 @@ def report(result: Replay, as_json: bool) -> int:
     """Print what came out otherwise; the exit status."""
     rows: list[dict[str, Any]] = [
         {"line": line, "differences": [vars(d) for d in found]}
-        for line, found in enumerate(result.differences, start=2)
+        for line, found in enumerate([result.header, *result.differences], start=1)
         if found
     ]
     if as_json:
-        print(json.dumps({"exact": result.exact, "lines": len(result.differences) + 1, "different": rows,
-                          "notes": result.notes}))  # fmt: skip
+        print(json.dumps({"exact": result.exact, "finished": result.finished, "lines": len(result.differences) + 1,
+                          "different": rows, "notes": result.notes}))  # fmt: skip
         return 0 if result.exact else 1
     for note in result.notes:
         print(f"note: {note}")
@@ -83,8 +84,10 @@ def report(result: Replay, as_json: bool) -> int:
         first, *more = row["differences"]
         rest = f" and {len(more)} more" if more else ""
         print(f"line {row['line']}: {first['name']} was {first['recorded']}, is {first['replayed']}{rest}")
-    same = len(result.differences) - len(rows)
+    same = sum(not found for found in result.differences)
     print(f"{same} of {len(result.differences)} decisions came out the same, bit for bit")
+    if not result.finished:
+        print("unfinished: the run does not end with the last line; what came after it, if anything, is not on record")
     return 0 if result.exact else 1
 
 

@@ -10,6 +10,7 @@ import tyro
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts.ending import run_to_end
+from loopwright.scripts.limits import check_options
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what libraries meet as well that write by themselves
 
@@ -32,6 +33,7 @@ def _run(module: ModuleType, arguments: list[str]) -> int:
         # A command whose defaults depend on what is typed has a function that gives them.
         given = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
         config = tyro.cli(module.Config, prog=f"loopwright {name}", description=module.__doc__, args=arguments, **given)
+        check_options(config)
         status: int | None = module.main(config)
     except LoopwrightError as problem:
         print(f"error: {problem}", file=sys.stderr)

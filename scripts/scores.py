@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from loopwright.envs.engine.lanes import Lanes
-from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
+from loopwright.envs.loop.errors import UnknownNameError
 from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
 from loopwright.envs.loop.sealed import make_json_value
@@ -105,9 +105,6 @@ def page(scores: dict[str, Score]) -> str:
 
 
 def main(config: Config) -> None:
-    for name in ("samples", "draws"):
-        if getattr(config, name) < 1:
-            raise LoopwrightError(f"{name} must be 1 or more, got {getattr(config, name)}")
     known = list_families()
     for name in config.families:
         if name not in known:

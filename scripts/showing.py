@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from loopwright.envs.episode.ledger_fields import is_steered
 from loopwright.envs.loop.errors import LedgerError
 from loopwright.envs.loop.ledger import LedgerContent
 from loopwright.envs.loop.storage import writing
@@ -28,20 +30,15 @@ def show_ledger(content: LedgerContent, as_json: bool) -> None:
         title = (
             f"{header['steered']} steered by {header['author']['name']}, a decision every {header['every']} iterations"
         )
-        table = Table(*OF_STEERING, title=title)
+        table = Table(*OF_STEERING, title=escape(title))
     else:
         title = (f"{header['task']}, seed {header['seed']}, by {header['author']['name']}; "
                  f"budget {header['budget']:.0f} geq, target {header['target']:.4g}")  # fmt: skip
-        table = Table(*OF_RUNS, title=title)
+        table = Table(*OF_RUNS, title=escape(title))
     for row in rows:
         spent = {} if is_steered(content) else {"spent": f"{row['spent']:.0%}", "reward": f"{row['reward']:+.3f}"}
-        table.add_row(*map(str, (row | spent).values()))
+        table.add_row(*(escape(str(value)) for value in (row | spent).values()))
     Console(width=max(150, Console().width)).print(table)
-
-
-def is_steered(content: LedgerContent) -> bool:
-    """Whether the ledger is of a loop that was attached to."""
-    return "steered" in content.header
 
 
 def explain(content: LedgerContent, number: int) -> dict[str, Any]:
@@ -77,13 +74,14 @@ def draw_ledger(content: LedgerContent, path: Path) -> None:
         raise LedgerError("the ledger holds no decision to draw")
     entries, steered = content.entries, is_steered(content)
     at = [entry["updates"] if steered else entry["cost"] for entry in entries]
-    loss = [(entry["telemetry"] or {}).get("loss", math.nan) for entry in entries]
+    loss = [float((entry["telemetry"] or {}).get("loss", math.nan)) for entry in entries]  # "inf" among them
     plans = [{k: math.inf if v == "inf" else v for k, v in entry["plan"].items()} for entry in entries]
     fields = find_changed_fields(plans)
     figure = Figure(figsize=(8, 3 + 0.7 * len(fields)), layout="constrained")
     rows = figure.subplots(1 + len(fields), 1, sharex=True, height_ratios=[4] + [1] * len(fields))
     rows[0].plot(at, loss, marker=".")
-    rows[0].set(yscale="log", ylabel="training loss", title=content.header["steered" if steered else "task"])
+    rows[0].set(yscale="log", ylabel="training loss")
+    rows[0].set_title(content.header["steered" if steered else "task"], parse_math=False)
     for axes, field in zip(rows[1:], fields, strict=True):
         plot_plan(axes, at, [plan[field] for plan in plans], field, where="post" if steered else "pre")
     rows[-1].set_xlabel("updates" if steered else "cost (geq)")
@@ -96,8 +94,8 @@ def _find_most_changed(before: dict[str, float] | None, now: dict[str, float] | 
     if now is None:
         return "nothing: it does not look"
     names = [name for name in now if not name.startswith("plan_") and name not in ("decisions", "budget_left")]
-    old = before or dict.fromkeys(now, 0.0)
-    names.sort(key=lambda name: -abs(now[name] - old[name]))
+    old = before or {}
+    names.sort(key=lambda name: -abs(now[name] - old.get(name, 0.0)))
     return ", ".join(f"{name} {now[name]:+.2f}" for name in names[:3])
 
 

@@ -26,6 +26,7 @@ from loopwright.agents.judging.typical_schedule import SCHEDULE_SEEDS, list_trai
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.checks import check_number, check_whole
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import holding_folder
@@ -78,6 +79,9 @@ def judge(
             or that another process works in.
     """
     _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread)
+    for what, given in (("controllers", controllers), ("suites", suites), ("competitors", competitors)):
+        if not given:
+            raise LoopwrightError(f"{what} is empty; give at least one")
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
@@ -109,10 +113,8 @@ def _describe(settings: EpisodeSettings) -> dict[str, Any]:
 
 def _check(counts: dict[str, int], rate_spread: float) -> None:
     for what, count in counts.items():
-        if count < 1:
-            raise LoopwrightError(f"{what} must be 1 or more, got {count}")
-    if not 0 <= rate_spread <= 2:
-        raise LoopwrightError(f"rate_spread must lie in [0, 2], orders of magnitude; got {rate_spread}")
+        check_whole(what, count, 1)
+    check_number("rate_spread", rate_spread, "lie in [0, 2], orders of magnitude", 0, 2)
 
 
 def _list_extras(first: Controller, settings: EpisodeSettings, folder: Path, progress: Progress) -> list[Entrant]:

@@ -21,13 +21,6 @@ def check_limits(limits: Mapping[str, tuple[float, float]]) -> dict[str, tuple[f
     return dict(limits)
 
 
-def check_counts(**counts: tuple[int | None, int]) -> None:
-    """Raise ``LoopwrightError`` for a count, which may be None, that is below the least that goes with it."""
-    for name, (value, least) in counts.items():
-        if value is not None and value < least:
-            raise LoopwrightError(f"{name} must be {least} or more, got {value}")
-
-
 def keep_within(chosen: Mapping[str, float], limits: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """The fields ``chosen``, those with limits brought to the nearest that they allow."""
     kept = {field: min(max(chosen[field], low), high) for field, (low, high) in limits.items()}

@@ -21,7 +21,7 @@ from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import check_counts, check_limits, follow_first, keep_within, say_what_is_off
+from loopwright.agents.steering.limits import check_limits, follow_first, keep_within, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.optimizer import name_policy
@@ -30,6 +30,7 @@ from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
+from loopwright.envs.loop.checks import check_counts
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS
@@ -126,9 +127,8 @@ class Steering:
         self._record = SteeringRecord(ledger, self)
         self._control: float | None = None
         self._seen = self._observe(None, restored=False)
-        self._watch = UpdateWatch()
+        self._watch, self._begun = UpdateWatch(), False
         self._begin_decision()
-        self._begun = False
         self._hook()
         setattr(optimizer, _ATTACHED, self)
 

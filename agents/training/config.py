@@ -9,6 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.envs.episode.reward import find_reward
+from loopwright.envs.loop.checks import MOST_LANES, MOST_SEED, MOST_THREADS, check_whole
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.extras import import_extra
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
@@ -91,9 +92,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
             raise UnknownNameError("algorithm", self.algorithm, [*ALGORITHMS, *CONTRIB_ALGORITHMS])
-        for name in ("steps", "lanes", "checkpoint_every", "threads"):
-            if getattr(self, name) < 1:
-                raise LoopwrightError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        check_whole("steps", self.steps, 1)
+        check_whole("lanes", self.lanes, 1, MOST_LANES)
+        check_whole("checkpoint_every", self.checkpoint_every, 1)
+        check_whole("threads", self.threads, 1, MOST_THREADS)
+        check_whole("seed", self.seed, 0, MOST_SEED)
         get_starting_plan(self.start)  # raises for an unknown name
         find_hidden(self.hidden)
         find_reward(self.reward)

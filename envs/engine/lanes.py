@@ -4,6 +4,7 @@ All lanes share one model spec and the same split sizes; each has its own task, 
 every lane by some ticks, ``evaluate`` measures the (averaged) weights on one of the splits.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from loopwright.envs.engine.scope import Scope, find_scope
 from loopwright.envs.engine.tick import make_measure, make_read
 from loopwright.envs.engine.update import Window, make_mask, make_update
 from loopwright.envs.engine.weights import draw_weights
+from loopwright.envs.loop.checks import MOST_SAMPLES, check_whole
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan, stack_plans
 from loopwright.envs.loop.telemetry import PROBE, WINDOW, Statistics
@@ -36,7 +38,8 @@ class Lanes:
         dtype: of weights and data; float64 is for checking, not for speed.
 
     Raises:
-        LoopwrightError: lanes or microbatch below 1, no compiler, or (in ``load``) a task of another shape.
+        LoopwrightError: lanes or microbatch below 1, more lanes than there is memory for, no compiler, or (in ``load``)
+            a task of another shape.
     """
 
     def __init__(
@@ -49,14 +52,15 @@ class Lanes:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        for name, value in (("lanes", lanes), ("microbatch", microbatch)):
-            if value < 1:
-                raise LoopwrightError(f"{name} must be 1 or more, got {value}")
+        check_whole("lanes", lanes, 1)
+        check_whole("microbatch", microbatch, 1, MOST_SAMPLES)
         if compile and device == "cpu" and not has_compiler():
             raise LoopwrightError("compile=True needs a C++ compiler (g++ or clang++) on the PATH; found none")
         self.shape_key = template.shape_key
         self.lanes, self.microbatch, self.device, self.dtype = lanes, microbatch, torch.device(device), dtype
         self.layout = Layout(template.model.build())
+        if self.device.type == "cpu":
+            _check_memory(template, lanes, self.layout.parameters)
         self.splits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
             name: self._room_for(getattr(template, name)) for name in SPLITS
         }
@@ -214,3 +218,19 @@ class Lanes:
         measure = self._judge if split == "target" and indices is None else self._measure
         loss, metric = measure(self.state.average, inputs, labels)
         return loss, metric
+
+
+def _check_memory(template: Task, lanes: int, parameters: int) -> None:
+    """Raise ``LoopwrightError`` where the lanes' data and state alone are more than the machine's memory.
+
+    Asked for, such memory is often given at first, and the process killed when it is used.
+    """
+    splits = [getattr(template, name) for name in SPLITS]
+    tensors = [tensor for split in splits for tensor in (split.inputs, split.labels)]
+    needed = lanes * (sum(tensor.nbytes for tensor in tensors) + 5 * 4 * parameters)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise LoopwrightError(
+            f"lanes must be {memory * lanes // needed} or less for tasks of this shape: {lanes} take "
+            f"{needed / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f}"
+        )

@@ -20,6 +20,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from loopwright.envs.engine.threads import limit_threads
+from loopwright.envs.loop.checks import check_kind
 from loopwright.envs.loop.context import check_prices
 from loopwright.envs.loop.controller import OwnOptimizer
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
@@ -146,6 +147,7 @@ def find_price_list(prices: str | Prices | PriceList) -> PriceList:
         if prices not in _LISTS:
             raise UnknownNameError("price list", prices, list(_LISTS))
         return _LISTS[prices]
+    check_kind("prices", prices, Mapping, "the name of a price list, a PriceList, or geq by the name of an optimizer")
     return Given(prices)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -53,7 +54,7 @@ class Recorder:
             "target": None if task.calibration is None else task.calibration.target,
             "author": asdict(self._author), "versions": read_versions(), **setup,
         }  # fmt: skip
-        name = f"{task.name.replace(':', '-')}-seed-{seed}"
+        name = re.sub(r"[^\w.-]", "-", task.name) + f"-seed-{seed}"  # a name that is no path
         for number in itertools.count(1):
             path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
             try:

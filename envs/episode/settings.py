@@ -1,13 +1,20 @@
 """EpisodeSettings: how an inner run is cut into decisions, what it may cost and what it earns."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loopwright.envs.engine.prices import PriceList, find_price_list
 from loopwright.envs.episode.reward import find_reward
-from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.checks import (
+    ABOVE_ZERO,
+    MOST_SAMPLES,
+    MOST_TICKS,
+    check_device,
+    check_kind,
+    check_number,
+    check_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,14 @@ class EpisodeSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, least in (("microbatch", 1), ("ticks_per_decision", 1), ("control_batch", 1), ("guard", 0)):
-            if getattr(self, name) < least:
-                raise LoopwrightError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if not 0 < self.budget_factor < math.inf:
-            raise LoopwrightError(f"budget_factor must be finite and above 0, got {self.budget_factor}")
-        if not 0 < self.discount <= 1:
-            raise LoopwrightError(f"discount must lie in (0, 1], got {self.discount}")
+        check_whole("microbatch", self.microbatch, 1, MOST_SAMPLES)
+        check_whole("ticks_per_decision", self.ticks_per_decision, 1, MOST_TICKS)
+        check_whole("control_batch", self.control_batch, 1, MOST_SAMPLES)
+        check_whole("guard", self.guard, 0)
+        check_number("budget_factor", self.budget_factor, "be finite and above 0", *ABOVE_ZERO)
+        check_number("discount", self.discount, "lie in (0, 1]", ABOVE_ZERO[0], 1)
+        check_kind("compile", self.compile, bool, "True or False")
+        check_device(self.device)
         find_reward(self.reward)  # raises for an unknown name
         find_price_list(self.prices)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from loopwright.envs.loop.checks import ABOVE_ZERO, check_number
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.plan import OPTIMIZERS
 
@@ -79,5 +80,4 @@ def check_prices(prices: Mapping[str, float], names: Collection[str]) -> None:
     for name in names:
         if name not in prices:
             raise LoopwrightError(f"no price for an update of {name}; prices were given for {', '.join(prices)}")
-        if not 0 <= prices[name] < float("inf"):
-            raise LoopwrightError(f"the price of an update must be finite and 0 or more; {name} has {prices[name]}")
+        check_number(f"the price of an update of {name}", prices[name], "be finite and 0 or more", 0, ABOVE_ZERO[1])

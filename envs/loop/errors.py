@@ -33,7 +33,7 @@ class LedgerError(LoopwrightError):
 
 
 class LedgerExistsError(LedgerError):
-    """An audit log that was to be begun is there already."""
+    """There is an audit log of that name already, which is never overwritten."""
 
 
 class DataError(LoopwrightError):

@@ -12,6 +12,7 @@ import torch
 
 from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number
 from loopwright.envs.loop.averages import Mask
+from loopwright.envs.loop.checks import check_kind, say_briefly, say_value
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knobs import KNOBS, Row
 from loopwright.envs.loop.plan import SGD, name_rows
@@ -37,6 +38,7 @@ class KnobSet:
     """
 
     def __init__(self, name: str, action: str = "discrete") -> None:
+        check_kind("knobs", name, str, "a knob set, or knob names joined by '+'")
         names = KNOB_SETS.get(name, tuple(name.split("+")))
         for knob in names:
             if knob not in KNOBS:
@@ -66,11 +68,14 @@ class KnobSet:
 
     def check(self, actions: npt.ArrayLike, lanes: int) -> npt.NDArray[np.generic]:
         """The actions as ``[lanes, knobs]``, or ``InvalidActionError`` saying what is wrong with them."""
-        array = np.asarray(actions)
+        try:
+            array = np.asarray(actions)
+        except (TypeError, ValueError, RuntimeError) as problem:  # ragged, or a tensor that is not on the CPU
+            raise InvalidActionError(f"actions are no array of numbers: {say_briefly(problem)}") from problem
         if array.shape != (lanes, len(self.knobs)):
             raise InvalidActionError(f"actions have shape {array.shape}; this space takes {(lanes, len(self.knobs))}")
-        if not np.issubdtype(array.dtype, np.number) or not np.all(np.isfinite(array)):
-            raise InvalidActionError(f"actions must be finite numbers, got {array.tolist()}")
+        if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):
+            raise InvalidActionError(f"actions must be finite numbers, got {say_value(array.tolist())}")
         if self.action == "box":
             low, high = np.full(len(self.knobs), -1), np.full(len(self.knobs), 1)
         else:
@@ -85,7 +90,8 @@ class KnobSet:
                 f"action {array[lane].tolist()} of lane {lane} is out of bounds: "
                 f"accepted {low.tolist()} to {high.tolist()}"
             )
-        return array
+        # As its space has it: in another precision the same action, read from a ledger, would move a knob otherwise.
+        return array.astype(np.float32) if self.action == "box" else array
 
     def hold(self, actions: npt.NDArray[np.generic], held: Mask) -> npt.NDArray[np.generic]:
         """The actions ``[lanes, knobs]`` with those replaced that would move a knob that is ``held``, a mask alike."""

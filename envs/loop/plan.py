@@ -1,7 +1,7 @@
 """LoopPlan: everything a controller may set about a training loop, and the same for many lanes as one tensor."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loopwright.envs.loop.checks import check_kind, say_value
 from loopwright.envs.loop.errors import LoopwrightError
 
 # Fields that take one of a few names. Stacked plans hold the position in the tuple; knobs step along it.
@@ -75,26 +76,17 @@ class LoopPlan:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise LoopwrightError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
-        for name, accepted, holds in (
-            ("learning_rate", "finite and >= 0", 0 <= self.learning_rate < math.inf),
-            ("momentum", "in [0, 1), below 1 in float32 too", 0 <= self.momentum < 1 and np.float32(self.momentum) < 1),
-            (
-                "second_momentum",
-                "in [0, 1), below 1 in float32 too",
-                0 <= self.second_momentum < 1 and np.float32(self.second_momentum) < 1,
-            ),
-            ("weight_decay", "finite and >= 0", 0 <= self.weight_decay < math.inf),
-            ("clip", "above 0 (infinity is off)", self.clip > 0),
-            ("batch", "a whole number >= 1", self.batch >= 1 and self.batch == int(self.batch)),
-            ("average", "finite and >= 0", 0 <= self.average < math.inf),
-            ("depth", "in (0, 1]", 0 < self.depth <= 1),
-            ("keep", "in (0, 1]", 0 < self.keep <= 1),
-            ("echo", "a whole number >= 1", self.echo >= 1 and self.echo == int(self.echo)),
-            ("rollback", "true or false", self.rollback in (True, False)),
-        ):
-            if not holds:
-                raise LoopwrightError(f"{name} must be {accepted}; got {getattr(self, name)!r}")
+                raise LoopwrightError(
+                    f"{name} must be one of {', '.join(choices)}; got {say_value(getattr(self, name))}"
+                )
+        for name, (accepted, holds) in _ACCEPTED.items():
+            value = getattr(self, name)
+            try:
+                fine = bool(holds(value))
+            except (TypeError, ValueError, OverflowError):  # text, arrays, numbers without end
+                fine = False
+            if not fine:
+                raise LoopwrightError(f"{name} must be {accepted}; got {say_value(value)}")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,11 +97,45 @@ class LoopPlan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "LoopPlan":
-        """The inverse of ``as_json``. Raises TypeError for a field that does not exist."""
+        """The inverse of ``as_json``. Raises ``LoopwrightError`` for a field that does not exist, or cannot be."""
+        check_kind("a plan", values, dict, "a mapping of its fields")
+        unknown = values.keys() - set(PLAN_FIELDS)
+        if unknown:
+            raise LoopwrightError(f"a plan has no field {say_value(min(unknown))}; it has {', '.join(PLAN_FIELDS)}")
         found: dict[str, Any] = {name: math.inf if value == "inf" else value for name, value in values.items()}
         return cls(**found)
 
 
+def _is_finite(value: float) -> bool:
+    return 0 <= value <= _LARGEST
+
+
+def _is_average(value: float) -> bool:
+    return 0 <= value < 1 and bool(np.float32(value) < 1)
+
+
+def _is_share(value: float) -> bool:
+    return 0 < value <= 1
+
+
+def _is_count(value: float) -> bool:
+    return 1 <= value <= _LARGEST and value == int(value)
+
+
+_LARGEST = float(np.finfo(np.float32).max)  # plans are stacked in float32
+_ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "learning_rate": ("finite in float32 and >= 0", _is_finite),
+    "momentum": ("in [0, 1), below 1 in float32 too", _is_average),
+    "second_momentum": ("in [0, 1), below 1 in float32 too", _is_average),
+    "weight_decay": ("finite in float32 and >= 0", _is_finite),
+    "clip": ("above 0 (infinity is off)", lambda value: value > 0),
+    "batch": ("a whole number >= 1", _is_count),
+    "average": ("finite in float32 and >= 0", _is_finite),
+    "depth": ("in (0, 1]", _is_share),
+    "keep": ("in (0, 1]", _is_share),
+    "echo": ("a whole number >= 1", _is_count),
+    "rollback": ("true or false", lambda value: value in (True, False)),
+}
 PLAN_FIELDS = tuple(field.name for field in fields(LoopPlan))
 ROW = {name: row for row, name in enumerate(PLAN_FIELDS)}
 

@@ -1,8 +1,14 @@
 """Real data: checked, cached, and refused in words."""
 
+import io
 import json
+import pickle
+import pwd
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +73,54 @@ def test_a_corrupt_cache_is_named_and_what_to_do(cache: Path) -> None:
         load.cache_clear()
         with pytest.raises(DataError, match=f"{kept.name}.*delete it"):
             load(CACHED)
+
+
+class Runs:
+    """What a pickle of it does when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("open('canary', 'w').close()",)
+
+
+def test_a_cache_of_another_kind_is_named_and_not_executed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = dict(load(CACHED))
+    monkeypatch.chdir(cache)
+    (kept,) = cache.iterdir()
+    huge, one = io.BytesIO(), io.BytesIO()
+    np.save(one, arrays["inputs"])
+    np.lib.format.write_array_header_1_0(huge, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+
+    def pack(name: str, content: bytes) -> None:
+        with zipfile.ZipFile(kept, "w") as archive:
+            archive.writestr(name, content)
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "text": lambda: kept.write_text("inputs,labels"),
+        "one array": lambda: kept.write_bytes(one.getvalue()),
+        "pickle": lambda: kept.write_bytes(pickle.dumps(Runs())),
+        "pickled array": lambda: np.savez(kept, inputs=np.array([Runs()], dtype=object)),
+        "compressed": lambda: np.savez_compressed(kept, inputs=np.zeros(10**6)),
+        "no array": lambda: pack("inputs", b"text"),
+        "huge": lambda: pack("inputs.npy", huge.getvalue()),
+        "folder": lambda: (kept.unlink(), kept.mkdir()),
+    }
+    for write in kinds.values():
+        write()
+        load.cache_clear()
+        with pytest.raises(DataError, match=f"cannot read .*{kept.name} .*delete it") as caught:
+            load(CACHED)
+        assert str(caught.value).isprintable()
+    assert not Path("canary").exists()
+
+
+def test_without_a_home_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # the system does not know the user
+    load.cache_clear()
+    with pytest.raises(DataError, match=r"no home folder to keep data source phishing in \(.*\); set XDG_CACHE_HOME"):
+        load(CACHED)
+    assert load("digits")["inputs"].shape == (1797, 64)  # what scikit-learn brings needs none
 
 
 def test_a_wrong_checksum_is_refused_wherever_the_data_is_from(cache: Path) -> None:

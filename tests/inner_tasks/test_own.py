@@ -105,6 +105,17 @@ class Uneven(Dataset[Any]):
         return torch.zeros(i + 1), 0
 
 
+class Listed(Dataset[Any]):
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter([])
@@ -178,15 +189,85 @@ def test_what_would_spoil_the_result_is_refused(model: Any, data: Any, options: 
         make_task("mine", model, data, **options)
 
 
-@pytest.mark.parametrize("model", [lambda: network(), lambda: MLP(6, (8,), 2)])
-def test_whole_numbers_for_a_model_of_numbers_are_refused(model: Callable[[], Any]) -> None:
-    with pytest.raises(LoopwrightError, match=r"task mine: .*(meant as \.float|give numbers as floating point)"):
-        make_task("mine", model(), (torch.randint(9, (300, 6), generator=GENERATOR), Y), allow_repeats=True)
+WHOLE = torch.randint(200, (300, 6), generator=GENERATOR)
 
 
-def test_a_model_that_cannot_take_the_inputs_is_refused() -> None:
-    with pytest.raises(LoopwrightError, match=r"cannot take inputs \[N, 6\] of torch.float32"):
-        make_task("mine", nn.Sequential(nn.Linear(7, 2)), (X, Y))
+@pytest.mark.parametrize("model", [lambda: network(), lambda: MLP(6, (8,), 2)], ids=["module", "spec"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.bool])
+def test_whole_numbers_for_a_model_of_numbers_become_float32(model: Callable[[], Any], dtype: torch.dtype) -> None:
+    given = WHOLE.to(dtype)
+    task = make_task("mine", model(), (given, Y), allow_repeats=True)
+    assert task.train.inputs.dtype == torch.float32
+    rows = {tuple(row) for row in given.float().tolist()}
+    assert {tuple(row) for row in task.train.inputs.tolist()} <= rows
+    trained(task)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_whole_numbers_for_a_model_of_tokens_are_tokens(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Embedding(200, 3), nn.Flatten(), nn.Linear(18, 2))
+    task = make_task("mine", model, (WHOLE.to(dtype), Y), allow_repeats=True)
+    assert task.train.inputs.dtype == torch.int64
+    assert task.model.vocabulary is not None
+    with pytest.raises(
+        LoopwrightError, match=r"inputs are torch.float32, but the model takes tokens|cannot take inputs"
+    ):
+        make_task("mine", model, GOOD)
+
+
+def test_a_tensor_is_detached_from_where_it_comes_from() -> None:
+    inputs = X.clone().requires_grad_()
+    for data in ((inputs, Y), [*zip(inputs, Y, strict=True)]):
+        task = make_task("mine", network(), data if isinstance(data, tuple) else Listed(data))
+        assert not task.train.inputs.requires_grad
+        assert inputs.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (nn.Sequential(nn.Linear(7, 2)), X, r"cannot take inputs \[N, 6\] of torch.float32"),
+        (
+            nn.Sequential(nn.Linear(7, 2)),
+            WHOLE,
+            r"\[N, 6\] of torch.int64: .*taken for numbers .*shapes cannot be mult",
+        ),
+        (nn.Sequential(nn.Linear(1, 2)), X[:, 0], r"cannot take inputs \[N\] of .*of one feature inputs\[:, None\]"),
+        (network(), X.to_sparse(), "task mine, inputs: a sparse or quantized tensor; give .to_dense"),
+        (network(), X + 0j, "task mine, inputs: values are complex"),
+        (network(), X.to("meta"), "task mine, inputs: values are on the device 'meta'"),
+        (network(), X[0, 0], r"inputs are a single number; want \[N, \.\.\.\]"),
+        (network(), [["a"] * 6] * 300, "task mine, inputs: values are <U1; want numbers"),
+        (network(), np.array([[None] * 6] * 300), "task mine, inputs: values are object; want numbers"),
+        (network(), [[1.0] * 6] * 299 + [[1.0]], "task mine, inputs: no array of numbers"),
+        (network(), None, "task mine, inputs: values are object"),
+        (3, X, "the model is a int; want a model spec, an nn.Sequential"),
+        (nn.Linear, X, "the model's function failed, called without arguments"),
+    ],
+)
+def test_inputs_that_cannot_be_taken_are_refused_in_a_line(model: Any, inputs: Any, message: str) -> None:
+    with pytest.raises(LoopwrightError, match=message) as caught:
+        make_task("mine", model, (inputs, Y))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (Y + 0j, {}, "task mine, labels: values are complex"),
+        (Y.to_sparse(), {}, "task mine, labels: a sparse"),
+        (np.array(["a"] * 300), {}, "task mine, labels: values are <U1"),
+        (Y, {"fractions": 3}, "fractions must be three numbers above 0 that add up to 1, got 3"),
+        (Y, {"seed": -1}, "seed must be a whole number, 0 or more, got -1"),
+    ],
+)
+def test_labels_and_options_that_cannot_be_are_refused_in_a_line(
+    labels: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LoopwrightError, match=message):
+        make_task("mine", network(), (X, labels), **options)
+    with pytest.raises(LoopwrightError, match="the name of a task must be text"):
+        make_task(3, network(), GOOD)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cached", [False, True])

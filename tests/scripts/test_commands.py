@@ -16,8 +16,10 @@ import pytest
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.results import read_results
 from loopwright.agents.training.config import TrainingConfig
+from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_ledger
+from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.scripts import train
 from loopwright.scripts.demo import clear
 from loopwright.scripts.main import COMMANDS, main
@@ -187,6 +189,27 @@ def check_replays(loopwright: Command, ledger: Path, cwd: Path) -> None:
     assert "Traceback" not in altered.stderr
 
 
+def test_a_replay_says_whether_all_of_the_run_is_there(loopwright: Command, tmp_path: Path) -> None:
+    short = EpisodeSettings(budget_factor=0.05)
+    env = TrainingLoopEnv(tasks=["breast-cancer:1"], ledgers=tmp_path, settings=short)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    (ledger,) = tmp_path.glob("*.jsonl")
+    empty = loopwright("replay", ledger.name, cwd=tmp_path)
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert "holds no decision: nothing to replay" in empty.stderr
+    done, decisions = False, 0
+    while not done:
+        *_, done, _, _ = env.step(env.action_space.sample())
+        decisions += 1
+        found = loopwright("replay", ledger.name, cwd=tmp_path)
+        assert f"{decisions} of {decisions} decisions came out the same" in found.stdout
+        assert ("unfinished" in found.stdout) is (found.returncode == 1) is not done
+        found = loopwright("replay", ledger.name, "--json", cwd=tmp_path)
+        assert json.loads(found.stdout)["exact"] is json.loads(found.stdout)["finished"] is done
+    assert decisions > 1
+
+
 def test_tasks_lists_every_family(loopwright: Command, tmp_path: Path) -> None:
     listed = loopwright("tasks", "--json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
@@ -299,16 +322,54 @@ def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None
         (["fly"], "unknown command 'fly'"),
         (["replay", "nothing.jsonl"], "cannot read nothing.jsonl"),
         (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
+        (["replay", "file"], "file, line 1 was changed"),
+        (["replay", "."], "cannot read ledger .: it is not a file"),
+        (["compare", "file", "file"], "file is a file; give a folder"),
+        (["train", "--seed", "-1"], "seed must be 0 or more, got -1"),
+        (["train", "--seed", str(2**32)], "seed must be 4294967295 or less, got 4294967296"),
+        (["train", "--lanes", "100000000"], "lanes must be 16384 or less, got 100000000"),
+        (["train", "--steps", "9" * 40], "steps must be 1000000000000 or less, got a number of about 40 digits"),
+        (["train", "--threads", "1000000"], "threads must be 256 or less, got 1000000"),
+        (["train", "--withheld", "nan"], "withheld must be a chance, in [0, 1]; got nan"),
+        (["train", "--folder", "file"], "file is a file; give a folder"),
+        (["train", "--folder", "file/in/it"], "file is a file; give a folder"),
+        (["train", "--folder", "x" * 300], "File name too long"),
+        (["evaluate", "core", "--folder", "file"], "file is a file; give a folder"),
+        (["evaluate", "core", "--lanes", "100000000"], "lanes must be 16384 or less, got 100000000"),
+        (["evaluate", "core", "--workers", "100000"], "workers must be 256 or less, got 100000"),
+        (["evaluate", "core", "--seeds", "100000000"], "seeds must be 100000 or less, got 100000000"),
+        (["evaluate", "core", "--rate-spread", "nan"], "rate_spread must lie in [0, 2]"),
+        (["evaluate", "core", "--suite"], "suite is empty; give at least one"),
+        (["evaluate", "core", "--competitors"], "competitors is empty; give at least one"),
+        (["evaluate"], "bundles is empty; give at least one"),
+        (["bench", "--seconds", "nan"], "seconds must lie in [0.001, 3600]; got nan"),
+        (["bench", "--seconds", "inf"], "seconds must lie in [0.001, 3600]; got inf"),
+        (["bench", "--lanes", "100000000"], "lanes must be 16384 or less, got 100000000"),
+        (["programs", "--folder", "file"], "file is a file; give a folder"),
+        (["programs", "--workers", "0"], "workers must be 1 or more, got 0"),
+        (["scores", "--docs", "file"], "file is a file; give a folder"),
+        (["prices", "--docs", "file"], "file is a file; give a folder"),
+        (["prices", "--microbatch", "0"], "microbatch must be 1 or more, got 0"),
+        (["tune", "--kinds"], "kinds is empty; give at least one"),
+        (["tune", "--prices"], "prices is empty; give at least one"),
+        (["tune", "--tasks", "0"], "tasks must be 1 or more, got 0"),
+        (["tune", "--configurations", "-1"], "configurations must be 0 or more, got -1"),
+        (["calibrate", "--workers", "0"], "workers must be 1 or more, got 0"),
+        (["calibrate", "--tasks", "mixtures:-1"], "a task is named family:seed"),
+        (["demo", "--seed", "-1"], "seed must be 0 or more, got -1"),
+        (["demo", "--seeds", "0"], "seeds must be 1 or more, got 0"),
     ],
 )
 def test_what_cannot_be_is_one_line_without_a_traceback(
     arguments: list[str], message: str, loopwright: Command, tmp_path: Path
 ) -> None:
+    (tmp_path / "file").write_text("not a folder, and no ledger\n")
     result = loopwright(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "runs"}
 
 
 def test_unknown_settings_are_errors(loopwright: Command, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.episode.batch import EpisodeBatch
+from loopwright.envs.episode.ledger_fields import read_checked_ledger
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.context import INFORMATION
@@ -112,7 +113,7 @@ def test_what_an_optimizer_has_is_steered_and_the_rest_left_alone(name: str, tmp
     found = Groups(loop.optimizer).read(steering.plan)
     for field in steering.groups.settable - {"clip", "average"}:
         assert found[field] == pytest.approx(steering.plan[field], rel=1e-6)
-    content = read_ledger(tmp_path / "run.jsonl")
+    content = read_checked_ledger(tmp_path / "run.jsonl")
     assert [entry["decision"] for entry in content.entries] == list(range(11))  # the first before any update
     assert content.entries[-1]["plan"]["learning_rate"] == pytest.approx(steering.plan["learning_rate"])
     assert content.header["window"] == 4

@@ -77,7 +77,7 @@ def test_other_information_is_refused() -> None:
     with pytest.raises(LoopwrightError, match="no price for an update of muon; prices were given for sgd"):
         check_prices({"sgd": 1.0}, ["sgd", "muon"])
     for price in (-1.0, math.nan, math.inf):
-        with pytest.raises(LoopwrightError, match="finite and 0 or more; sgd has"):
+        with pytest.raises(LoopwrightError, match="of an update of sgd must be finite and 0 or more; got"):
             check_prices({"sgd": price}, ["sgd"])
 
 
