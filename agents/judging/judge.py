@@ -78,10 +78,7 @@ def judge(
         LoopwrightError: a count below 1, an unknown suite or competitor, or a folder with another evaluation's results,
             or that another process works in.
     """
-    _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread)
-    for what, given in (("controllers", controllers), ("suites", suites), ("competitors", competitors)):
-        if not given:
-            raise LoopwrightError(f"{what} is empty; give at least one")
+    _check({"seeds": seeds, "lanes": lanes, "workers": workers}, rate_spread, (controllers, suites, competitors))
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
@@ -111,7 +108,10 @@ def _describe(settings: EpisodeSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.as_json().items() if name not in NOT_JUDGED}
 
 
-def _check(counts: dict[str, int], rate_spread: float) -> None:
+def _check(counts: dict[str, int], rate_spread: float, given: Sequence[Sequence[object]]) -> None:
+    for what, entries in zip(("controllers", "suites", "competitors"), given, strict=True):
+        if not entries:
+            raise LoopwrightError(f"{what} is empty; give at least one")
     for what, count in counts.items():
         check_whole(what, count, 1)
     check_number("rate_spread", rate_spread, "lie in [0, 2], orders of magnitude", 0, 2)

@@ -18,19 +18,12 @@ from loopwright.envs.loop.ledger import LedgerContent, read_ledger
 from loopwright.envs.loop.observation import Needs
 from loopwright.envs.loop.plan import CHOICES, OPTIMIZERS, PLAN_FIELDS, LoopPlan
 from loopwright.envs.loop.telemetry import TELEMETRY
-from loopwright.envs.loop.untrusted import Reader
+from loopwright.envs.loop.untrusted import Name, Reader, demand, one_of
 
 # What a header may ask for: lanes, samples of a tick in all of them, ticks of a decision.
 LANES_AGAIN, SAMPLES_AGAIN, TICKS_AGAIN = 4096, 2**17, 1024
 LARGEST = 1e300  # of numbers in a ledger: what they are multiplied with stays finite
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise ValueError(what)
-
-
-_WIDE = "should be a number, or as text inf, -inf or nan"
+_WIDE = "must be a number, or as text inf, -inf or nan"
 
 
 def _is_wide(value: Any) -> bool:
@@ -40,22 +33,17 @@ def _is_wide(value: Any) -> bool:
 
 
 def _check_wide(value: Any) -> Any:
-    _require(_is_wide(value), _WIDE)
-    return value
-
-
-def _check_text(value: str) -> str:
-    _require(value.isprintable(), "should be printable")
+    demand(_is_wide(value), _WIDE)
     return value
 
 
 def _check_columns(plan: dict[str, Any]) -> dict[str, Any]:
-    _require(plan.keys() == set(PLAN_FIELDS), f"should have the fields of a plan: {', '.join(PLAN_FIELDS)}")
+    demand(plan.keys() == set(PLAN_FIELDS), f"must have the fields of a plan: {', '.join(PLAN_FIELDS)}")
     for name, value in plan.items():
         if name in CHOICES:
-            _require(value in CHOICES[name], f"{name} should be one of {', '.join(CHOICES[name])}")
+            demand(value in CHOICES[name], f"{name} must be one of {', '.join(CHOICES[name])}")
         elif not (name == "rollback" and isinstance(value, bool)):
-            _require(_is_wide(value), f"{name} {_WIDE}")
+            demand(_is_wide(value), f"{name} {_WIDE}")
     return plan
 
 
@@ -66,32 +54,23 @@ def _check_plan(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _check_names(*names: str) -> AfterValidator:
     def check(values: dict[str, Any]) -> dict[str, Any]:
-        _require(values.keys() == set(names), f"should be given for {', '.join(names)}")
+        demand(values.keys() == set(names), f"must be given for {', '.join(names)}")
         return values
 
     return AfterValidator(check)
 
 
-def _one_of(*names: str) -> AfterValidator:
-    def check(value: str) -> str:
-        _require(value in names, f"should be one of {', '.join(names)}")
-        return value
-
-    return AfterValidator(check)
-
-
-_Text = Annotated[str, Field(max_length=200), AfterValidator(_check_text)]
 _Count = Annotated[int, Field(ge=0, lt=2**62)]
 _Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 _Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 _Wide = Annotated[Any, AfterValidator(_check_wide)]  # a number that may be infinite, or none
 _Measured = Annotated[dict[str, _Wide], _check_names(*TELEMETRY)]
-_Observed = Annotated[dict[_Text, _Number], Field(max_length=1000)] | None
+_Observed = Annotated[dict[Name, _Number], Field(max_length=1000)] | None
 _Plan = Annotated[dict[str, Any], AfterValidator(_check_plan)]
 _Columns = Annotated[
     dict[str, Any], AfterValidator(_check_columns)
 ]  # of a loop that is not ours: anything may stand there
-_Versions = dict[_Text, _Text]
+_Versions = dict[Name, Name]
 
 
 class _Fields(BaseModel):
@@ -103,10 +82,10 @@ class _Fields(BaseModel):
 class AuthorFields(_Fields):
     """``envs.loop.ledger.Author``."""
 
-    name: _Text
+    name: Name
     fingerprint: str | None
-    knobs: _Text | None
-    action: _Text | None
+    knobs: Name | None
+    action: Name | None
 
 
 class SettingsFields(_Fields):
@@ -116,8 +95,8 @@ class SettingsFields(_Fields):
     ticks_per_decision: Annotated[int, Field(ge=1, le=TICKS_AGAIN)]
     control_batch: Annotated[int, Field(ge=1, le=SAMPLES_AGAIN)]
     budget_factor: _Positive
-    prices: _Text | dict[_Text, _Number]
-    reward: _Text
+    prices: Name | dict[Name, _Number]
+    reward: Name
     guard: _Count
     discount: _Number
     compile: bool
@@ -127,15 +106,15 @@ class SettingsFields(_Fields):
 class RunHeader(_Fields):
     """The first line of an episode's ledger."""
 
-    format: _Text
-    task: _Text
-    task_fingerprint: _Text
+    format: Name
+    task: Name
+    task_fingerprint: Name
     seed: _Count
     lane: _Count
     start: _Plan
     budget: _Positive
-    prices: Annotated[dict[_Text, Annotated[float, Field(ge=0, le=LARGEST)]], _check_names(*OPTIMIZERS)]
-    withheld: list[Annotated[str, _one_of(*INFORMATION)]]
+    prices: Annotated[dict[Name, Annotated[float, Field(ge=0, le=LARGEST)]], _check_names(*OPTIMIZERS)]
+    withheld: list[Annotated[str, AfterValidator(one_of(*INFORMATION))]]
     open_budget: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0  # there were no open runs at first
     target: _Number
     author: AuthorFields
@@ -143,16 +122,16 @@ class RunHeader(_Fields):
     settings: SettingsFields
     lanes: Annotated[int, Field(ge=1, le=LANES_AGAIN)]
     threads: Annotated[int, Field(ge=1, lt=2**31)]
-    needs: Annotated[str, _one_of(*Needs)]
+    needs: Annotated[str, AfterValidator(one_of(*Needs))]
     rolls_back: bool
-    engine: _Text
+    engine: Name
     window: _Count
 
     @model_validator(mode="after")
     def _check_size(self) -> "RunHeader":
-        _require(self.lane < self.lanes, f"lane {self.lane} should be one of {self.lanes} lanes")
+        demand(self.lane < self.lanes, f"lane {self.lane} must be one of {self.lanes} lanes")
         at_once = self.lanes * self.settings.microbatch
-        _require(at_once <= SAMPLES_AGAIN, f"{at_once} samples at once are more than {SAMPLES_AGAIN}")
+        demand(at_once <= SAMPLES_AGAIN, f"{at_once} samples at once are more than {SAMPLES_AGAIN}")
         return self
 
 
@@ -169,16 +148,16 @@ class RunDecision(_Fields):
     cost: Annotated[float, Field(ge=0, le=LARGEST)]
     loss: _Wide
     metric: _Wide
-    outcome: Annotated[str, _one_of(*OUTCOMES)]
-    verdict: Annotated[str, _one_of(*VERDICTS)]
+    outcome: Annotated[str, AfterValidator(one_of(*OUTCOMES))]
+    verdict: Annotated[str, AfterValidator(one_of(*VERDICTS))]
 
 
 class SteeredHeader(_Fields):
     """The first line of the ledger of a loop that a policy was attached to."""
 
-    format: _Text
+    format: Name
     task: None
-    steered: _Text
+    steered: Name
     start: _Columns
     steps: _Count | None
     author: AuthorFields
@@ -197,7 +176,7 @@ class SteeredDecision(_Fields):
     plan_before: _Columns
     plan: _Columns
     telemetry: _Measured | None
-    verdict: Annotated[str, _one_of(*VERDICTS)]
+    verdict: Annotated[str, AfterValidator(one_of(*VERDICTS))]
 
 
 def is_steered(content: LedgerContent) -> bool:

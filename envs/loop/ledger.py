@@ -18,6 +18,7 @@ from loopwright.envs.loop.storage import cut_file, write_new
 from loopwright.envs.loop.untrusted import LINE_LIMIT, Reader
 
 LEDGER_FORMAT = "loopwright-ledger-3"
+LEDGER_LIMIT = 64 << 20  # bytes of a ledger that is read; one of ten thousand decisions has less
 _LINE = Reader[dict[str, Any]](dict[str, Any], LedgerError, LINE_LIMIT)
 
 
@@ -37,7 +38,7 @@ def read_ledger(path: Path) -> LedgerContent:
     Raises ``LedgerError`` if it is missing, holds no header, or a line is not as it was written; the message names the
     line. A last line without its end is not an error: the process was killed while writing it.
     """
-    sealed = read_sealed(path, LedgerError)
+    sealed = read_sealed(path, LedgerError, limit=LEDGER_LIMIT)
     found = [_LINE.parse(line, f"{path}, line {number}") for number, line in enumerate(sealed.lines, start=1)]
     if not found or found[0].get("format") != LEDGER_FORMAT:
         raise LedgerError(f"{path} holds no header of format {LEDGER_FORMAT}")

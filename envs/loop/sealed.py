@@ -61,14 +61,18 @@ class SealedContent:
     last_hash: str
 
 
-def read_sealed(path: Path, error: type[LoopwrightError] = LoopwrightError, unsealed: str = "") -> SealedContent:
-    """Read and verify sealed lines; ``unsealed`` says what it may mean that the first carries no seal at all.
+def read_sealed(
+    path: Path, error: type[LoopwrightError] = LoopwrightError, *, unsealed: str = "", limit: int = LINES_LIMIT
+) -> SealedContent:
+    """Read and verify a file of sealed lines, of at most ``limit`` bytes.
+
+    ``unsealed`` says what it may mean that the first line carries no seal at all.
 
     Raises ``error`` if the file cannot be read, or a line is not as it was written; the message names the line. A last
     line without its end is not an error: the process was killed while writing it.
     """
     found, previous, number, tail = [], GENESIS, 1, b""
-    with opening(path, LINES_LIMIT, error) as file:
+    with opening(path, limit, error) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT + 1), b""), start=1):
             if not line.endswith(b"\n") and len(line) <= LINE_LIMIT:
                 tail = line

@@ -231,7 +231,7 @@ def test_more_lanes_than_there_is_memory_for(small_task: Task) -> None:
 
 def test_a_file_in_place_of_the_folder_of_ledgers(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refuses(lambda: make(ledgers=tmp_path / "file"), "cannot write .*: File exists", LedgerError)
+    refuses(lambda: make(ledgers=tmp_path / "file"), "cannot write .*: File exists")
 
 
 def test_the_name_of_a_task_is_no_path(tmp_path: Path, small_task: Task) -> None:

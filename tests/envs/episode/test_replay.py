@@ -24,8 +24,8 @@ from loopwright.envs.episode.ledger_fields import LANES_AGAIN, read_checked_ledg
 from loopwright.envs.episode.replay import ABSENT, replay
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LedgerError, LoopwrightError
-from loopwright.envs.loop.ledger import GENESIS, MOST_BYTES
 from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.sealed import GENESIS
 from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.inner_tasks import get_task
 from loopwright.scripts.showing import explain, show_ledger
@@ -54,7 +54,9 @@ def seal(path: Path, lines: list[Any]) -> Path:
     """What a forger would write: any JSON, and more than JSON has, under hashes that are right."""
     previous, written = GENESIS, b""
     for line in lines:
-        body = json.dumps(line | {"previous": previous} if isinstance(line, dict) else line).encode()
+        body = json.dumps(
+            line | {"previous": previous} if isinstance(line, dict) else line, separators=(",", ":")
+        ).encode()
         previous = hashlib.sha256(body).hexdigest()
         written += body[:-1] + f',"hash":"{previous}"}}\n'.encode()
     path.write_bytes(written)
@@ -205,28 +207,28 @@ def test_what_a_header_says_is_compared_too(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        (("lanes",), 300_000, rf"line 1: lanes: input should be less than or equal to {LANES_AGAIN}; got 300000"),
+        (("lanes",), 300_000, rf"line 1: lanes: Input should be less than or equal to {LANES_AGAIN}, got 300000"),
         (("lanes",), 0, "line 1: lanes"),
-        (("lane",), 1, "lane 1 should be one of 1 lanes"),
+        (("lane",), 1, "lane 1 must be one of 1 lanes"),
         (("settings", "microbatch"), 10**9, "line 1: settings.microbatch"),
         (("settings", "ticks_per_decision"), 10**9, "line 1: settings.ticks_per_decision"),
         (("settings", "device"), "cuda; rm -rf /", "line 1: settings.device"),
-        (("settings", "guard"), 2.5, "line 1: settings.guard: input should be a valid integer; got 2.5"),
+        (("settings", "guard"), 2.5, "line 1: settings.guard: Input should be a valid integer, got 2.5"),
         (("seed",), -1, "line 1: seed"),
-        (("seed",), 10**400, "line 1: seed: .*got a number of about 400 digits"),
-        (("budget",), math.inf, "line 1: budget"),
+        (("seed",), 10**400, "line 1: seed: .*, got 1000"),
+        (("budget",), math.inf, "line 1: not JSON: Infinity"),
         (("budget",), 10**400, "line 1: budget"),
         (("task",), "atlantis:0", "unknown task family 'atlantis'"),
         (("task",), "os.system('touch canary')", "unknown task family"),
-        (("task",), "\x1b[2Jmixtures:2", "line 1: task: should be printable"),
+        (("task",), "\x1b[2Jmixtures:2", "line 1: task: must be printable"),
         (("task",), "mixtures:" + "9" * 150, "a task is named family:seed, the seed a number of up to 18 digits"),
         (("task",), None, "line 1: task"),
-        (("author", "name"), "\ud800", "line 1: author.name"),
+        (("author", "name"), "\ud800", "line 1: Invalid JSON"),
         (("author", "knobs"), "warp", "unknown knob or knob set 'warp'"),
         (("start", "batch"), 1e200, "line 1: start: batch must be a whole number"),
         (("prices", "sgd"), -1.0, "line 1: prices.sgd"),
-        (("needs",), "everything", "line 1: needs: should be one of nothing, control loss, observation"),
-        (("withheld",), ["truth"], "line 1: withheld.0: should be one of control, target"),
+        (("needs",), "everything", "line 1: needs: must be one of nothing, control loss, observation"),
+        (("withheld",), ["truth"], "line 1: withheld.0: must be one of control, target"),
         (("versions",), {"torch": 3}, "line 1: versions.torch"),
     ],
 )
@@ -247,20 +249,12 @@ def test_a_million_threads_are_those_of_this_machine(originals: Originals, tmp_p
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"[" * 100_000, "holds no JSON object: it is nested too deeply"),
-        (b'{"a":' + b"9" * 5000, "holds no JSON object: Exceeds the limit"),
-        (b'{"a":"\xff"', "holds no JSON object: 'utf-8' codec can't decode"),
-        (b"{", "line 1"),
-    ],
-)
-def test_a_sealed_line_that_is_no_json_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' + b"9" * 5000, b'{"a":"\xff"', b"{"])
+def test_a_line_under_a_hash_of_its_own_that_follows_nothing_is_named(content: bytes, tmp_path: Path) -> None:
     body = content + b"}"
     path = tmp_path / "forged.jsonl"
     path.write_bytes(content + f',"hash":"{hashlib.sha256(body).hexdigest()}"}}\n'.encode())
-    with pytest.raises(LedgerError, match=message):
+    with pytest.raises(LedgerError, match="line 1 was changed"):
         replay(path)
 
 
@@ -268,7 +262,7 @@ def test_what_is_no_ledger_is_not_waited_for_nor_read_whole(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(4 * GIBIBYTE)
-    for name, message in (("pipe", "not a file"), (".", "not a file"), ("sparse", f"larger than {MOST_BYTES} bytes")):
+    for name, message in (("pipe", "it is no file"), (".", "it is no file"), ("sparse", "larger than the 64 MB")):
         with pytest.raises(LedgerError, match=message):
             replay(tmp_path / name)
 
