@@ -297,7 +297,7 @@ def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None
         (["scores", "--families", "imagenet"], "unknown task family 'imagenet'"),
         (["scores", "--samples", "0"], "samples must be 1 or more, got 0"),
         (["fly"], "unknown command 'fly'"),
-        (["replay", "nothing.jsonl"], "cannot read ledger nothing.jsonl"),
+        (["replay", "nothing.jsonl"], "cannot read nothing.jsonl"),
         (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
     ],
 )
