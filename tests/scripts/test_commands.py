@@ -347,6 +347,7 @@ def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None
         (["bench", "--lanes", "100000000"], "lanes must be 16384 or less, got 100000000"),
         (["programs", "--folder", "file"], "file is a file; give a folder"),
         (["programs", "--workers", "0"], "workers must be 1 or more, got 0"),
+        (["programs", "--seeds", "0"], "seeds must be 1 or more, got 0"),
         (["scores", "--docs", "file"], "file is a file; give a folder"),
         (["prices", "--docs", "file"], "file is a file; give a folder"),
         (["prices", "--microbatch", "0"], "microbatch must be 1 or more, got 0"),

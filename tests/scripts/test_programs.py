@@ -119,13 +119,9 @@ def test_settings_begin_alike_and_stay_in_range() -> None:
     assert len({s.warm_up for s in many}) == 2
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"programs": ("chess",)}, "unknown program 'chess'"), ({"seeds": 0}, "seeds must be 1 or more, got 0")],
-)
-def test_what_a_contest_refuses(change: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(LoopwrightError, match=message):
-        main(replace(Config(folder=tmp_path), **change))  # type: ignore[arg-type]
+def test_a_contest_of_an_unknown_program_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoopwrightError, match="unknown program 'chess'"):
+        main(Config(folder=tmp_path, programs=("chess",)))
 
 
 def test_trials_without_a_target_never_hit() -> None:
