@@ -323,7 +323,7 @@ def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None
         (["replay", "nothing.jsonl"], "cannot read nothing.jsonl"),
         (["replay", "nothing.jsonl", "--seed", "3"], "--seed and --task go with --open-loop"),
         (["replay", "file"], "file, line 1 was changed"),
-        (["replay", "."], "cannot read ledger .: it is not a file"),
+        (["replay", "."], "cannot read .: it is no file"),
         (["compare", "file", "file"], "file is a file; give a folder"),
         (["train", "--seed", "-1"], "seed must be 0 or more, got -1"),
         (["train", "--seed", str(2**32)], "seed must be 4294967295 or less, got 4294967296"),
