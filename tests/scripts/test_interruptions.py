@@ -209,8 +209,7 @@ def test_a_file_in_the_place_of_a_folder_is_a_line(tmp_path: Path, capsys: pytes
     ):  # fmt: skip
         assert main(list(command)) == 2, command
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-        assert "cannot write" in line
-        assert "Not a directory" in line or "File exists" in line
+        assert line == f"error: {tmp_path / 'file'} is a file; give a folder", command
     with pytest.raises(LoopwrightError, match=r"cannot write .*Not a directory"):
         Ledger.create(Path(inside) / "run.jsonl", {})
 

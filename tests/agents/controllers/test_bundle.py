@@ -63,7 +63,7 @@ CARDS: list[tuple[dict[str, Any], str]] = [
     ({"activation": "eval"}, "card: activation: must be one of tanh, relu"),
     ({"squashed": 0}, "card: squashed: Input should be a valid boolean, got 0"),
     ({"start": {}}, "card: start.optimizer: Field required"),
-    ({"start": LoopPlan().as_json() | {"learning_rate": -1.0}}, "card: start: learning_rate must be finite and >= 0"),
+    ({"start": LoopPlan().as_json() | {"learning_rate": -1.0}}, "card: start: learning_rate must be finite in float32"),
     ({"start": LoopPlan().as_json() | {"batch": 1.5}}, "card: start.batch: Input should be a valid integer, got 1.5"),
     ({"training": []}, "card: training: Input should be an object"),
     ({"training": {"suite": 3}}, "card: training.suite: Input should be a valid string, got 3"),
