@@ -286,7 +286,7 @@ def test_environments_are_shared_out_by_the_number_of_tasks(weights: list[int], 
     counts = share_out(total, weights)
     assert sum(counts) == total
     assert min(counts) >= 1
-    # Nobody has a share that another has more claim to; with whole shares that is no bound on how far from the exact one.
+    # Nobody has a share that another has more claim to; how far from the exact one is not bounded by that.
     least = max(weight / (count + 0.5) for count, weight in zip(counts, weights, strict=True))
     for count, weight in zip(counts, weights, strict=True):
         assert count == 1 or weight / (count - 0.5) >= least
