@@ -32,7 +32,7 @@ from loopwright.scripts.run import compile_where_possible, run
 
 @dataclass
 class Config:
-    bundles: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    bundles: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Saved policies (.safetensors), or names of those that come with the package."""
     folder: Path = Path("runs/evaluation")
     """Where the results are kept and the report goes."""
