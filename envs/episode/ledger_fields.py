@@ -67,9 +67,7 @@ _Wide = Annotated[Any, AfterValidator(_check_wide)]  # a number that may be infi
 _Measured = Annotated[dict[str, _Wide], _check_names(*TELEMETRY)]
 _Observed = Annotated[dict[Name, _Number], Field(max_length=1000)] | None
 _Plan = Annotated[dict[str, Any], AfterValidator(_check_plan)]
-_Columns = Annotated[
-    dict[str, Any], AfterValidator(_check_columns)
-]  # of a loop that is not ours: anything may stand there
+_Columns = Annotated[dict[str, Any], AfterValidator(_check_columns)]  # a plan of a loop that is not ours: any numbers
 _Versions = dict[Name, Name]
 
 
