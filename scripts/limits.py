@@ -16,6 +16,7 @@ from loopwright.envs.loop.checks import (
     MOST_SEED,
     MOST_THREADS,
     check_number,
+    check_some,
     check_whole,
     say_value,
 )
@@ -47,8 +48,8 @@ def check_options(config: Any) -> None:
             check_number(name, value, *NUMBERS[name])
         elif name in FOLDERS:
             check_folder(value)
-        elif name in ONE_OR_MORE and not isinstance(value, str) and not value:
-            raise LoopwrightError(f"{name} is empty; give at least one")
+        elif name in ONE_OR_MORE and not isinstance(value, str):
+            check_some(name, value)
 
 
 def check_folder(folder: Path) -> None:

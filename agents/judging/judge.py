@@ -26,9 +26,8 @@ from loopwright.agents.judging.typical_schedule import SCHEDULE_SEEDS, list_trai
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
-from loopwright.envs.loop.checks import check_number, check_whole
+from loopwright.envs.loop.checks import check_number, check_some, check_whole
 from loopwright.envs.loop.controller import Controller
-from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.inner_tasks.registry import get_shape, get_tasks
@@ -110,8 +109,7 @@ def _describe(settings: EpisodeSettings) -> dict[str, Any]:
 
 def _check(counts: dict[str, int], rate_spread: float, given: Sequence[Sequence[object]]) -> None:
     for what, entries in zip(("controllers", "suites", "competitors"), given, strict=True):
-        if not entries:
-            raise LoopwrightError(f"{what} is empty; give at least one")
+        check_some(what, entries)
     for what, count in counts.items():
         check_whole(what, count, 1)
     check_number("rate_spread", rate_spread, "lie in [0, 2], orders of magnitude", 0, 2)

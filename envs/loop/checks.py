@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sized
 
 import numpy as np
 import torch
@@ -30,6 +31,12 @@ def check_counts(**counts: tuple[int | None, int]) -> None:
     for name, (value, least) in counts.items():
         if value is not None:
             check_whole(name, value, least)
+
+
+def check_some(name: str, values: Sized) -> None:
+    """Raise ``LoopwrightError`` where there is nothing among ``values``."""
+    if not len(values):
+        raise LoopwrightError(f"{name} is empty; give at least one")
 
 
 def check_number(name: str, value: object, accepted: str, low: float, high: float) -> None:
