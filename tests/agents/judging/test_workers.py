@@ -1,5 +1,6 @@
 """Workers: what they give, and that none is left."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -29,4 +30,7 @@ def test_workers_whose_results_nobody_wants_are_killed() -> None:
     assert next(results) in (8, 9)
     assert len(list_workers()) == 2
     results.close()
+    until = time.monotonic() + 30
+    while list_workers() and time.monotonic() < until:  # they are told to end, and do so by themselves
+        time.sleep(0.05)
     assert list_workers() == []

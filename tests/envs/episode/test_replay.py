@@ -361,6 +361,7 @@ def test_whatever_a_ledger_holds_it_is_one_line(
     folder = tmp_path_factory.getbasetemp() / "fuzzed"
     folder.mkdir(exist_ok=True)
     path, before = forgery.make(originals, folder / "forged.jsonl"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    threads = threading.active_count()  # other tests have left some, and theirs may end meanwhile
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("PATH", "")  # no compiler: a loop is not compiled for a header that asks for it
@@ -369,4 +370,4 @@ def test_whatever_a_ledger_holds_it_is_one_line(
         try_to(explain_all, path)
     assert os.listdir(folder) == ["forged.jsonl"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
-    assert threading.active_count() < 20
+    assert threading.active_count() <= threads
