@@ -218,7 +218,10 @@ def test_kill_9_at_any_moment_leaves_a_readable_ledger(tmp_path: Path) -> None:
     # One process is killed while it starts, and many while they write; a fork each, since an import takes seconds.
     import loopwright.envs.loop.ledger  # noqa: F401
 
-    for _ in range(50):
+    kills = 0
+    while kills < 50 or written <= 50:  # on a busy machine fifty processes may have written little
+        kills += 1
+        assert kills < 1000, f"a thousand processes wrote {written} entries"
         child = os.fork()
         if child == 0:
             sys.argv = ["writer", str(path)]
@@ -231,7 +234,6 @@ def test_kill_9_at_any_moment_leaves_a_readable_ledger(tmp_path: Path) -> None:
             content = read_ledger(path)
             assert len(content.entries) >= written
             written = len(content.entries)
-    assert written > 50
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["run.jsonl"]
     entries = read_ledger(path).entries  # each process began to count anew, and left none out
     for before, entry in pairwise(entries):
