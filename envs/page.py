@@ -19,7 +19,9 @@ One step, a *decision*, trains for ``ticks_per_decision`` microbatches under one
 ## Action Space
 
 One dimension per knob of the knob set. By default `MultiDiscrete`: each entry picks one of the knob's steps, the
-one of step 0 leaves it alone. With `action="box"`, `Box(-1, 1)`: the step as a fraction of the largest.
+one of step 0 leaves it alone. With `action="box"`, `Box(-1, 1)`: the step as a fraction of the largest. With
+`action="flat"`, `Discrete`, for algorithms such as DQN: 0 moves nothing, every other action one knob by one of its
+steps. `action_masks()` says which choices would change anything, for sb3-contrib's MaskablePPO.
 
 {knobs}
 
@@ -73,25 +75,27 @@ only by `max_episode_steps`.
 ## Information
 
 `task`, `outcome`, `cost` and `budget` (geq: gradient equivalents, one forward and backward pass over one sample),
-`loss` and `metric` on the target split (the harness's, not for the agent), `verdict` of the guard, and `plan`.
+`loss` and `metric` on the target split (the harness's, not for the agent; NaN at `reset`), `verdict` of the guard, and
+`plan`, a dict of its fields. `outcome_code` and `verdict_code` are the same as numbers: running, hit, miss, diverged
+from 0 on; fine, not finite, loss spike, gradient spike.
 
 ## Arguments
 
 | parameter | type | default | description |
 |---|---|---|---|
 | `suite` | str | "train" | suite that tasks are drawn from |
-| `tasks` | list of names or `Task` | None | draw from these instead |
+| `tasks` | name, `Task`, or list of them | None | draw from these instead |
 | `knobs` | str | "all" | a knob set, or knob names joined by "+" |
-| `action` | str | "discrete" | or "box" |
-| `plan` | LoopPlan | LoopPlan() | the starting plan |
-| `spread` | Spread | Spread() | how far around that plan episodes start (`envs.sampling.Spread`) |
+| `action` | str | "discrete" | or "box", or "flat" |
+| `plan` | LoopPlan or mapping | LoopPlan() | the starting plan |
+| `spread` | Spread or mapping | Spread() | how far around that plan episodes start (`envs.sampling.Spread`) |
 | `prices` | str, mapping or PriceList | "gradients" | what an update costs: "gradients", "measured", "drawn" |
 | `withheld` | float | 0.0 | chance with which each source is withheld: control split, target, budget, size, prices |
 | `open_runs` | float | 0.0 | chance of a run without a target, for a quarter of C* to C* (`envs.episode.reward`) |
 | `plain_runs` | float | 0.0 | chance of a start around torch's AdamW, its optimizer and batch size held |
-| `settings` | EpisodeSettings | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
+| `settings` | EpisodeSettings or mapping | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
 | `ledgers` | path | None | folder for an audit log per episode (`envs.loop.ledger`) |
-| `render_mode` | str | None | "rgb_array" draws the run so far |
+| `render_mode` | str | None | "rgb_array" draws the run so far, "ansi" says it |
 
 ``reset(options=dict(task=name))`` chooses the task of one episode.
 

@@ -1,33 +1,46 @@
-"""Draws a run: loss against cost, and under it the plan that was followed."""
+"""What pictures of runs have in common, and what an environment renders: the fields of a plan over the cost."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.plan import CHOICES
-from loopwright.inner_tasks.task import Task
 
-RENDER_MODES = ["rgb_array"]
+RENDER_MODES = ["rgb_array", "ansi"]
 LOGARITHMIC = ("learning_rate", "clip", "batch", "keep", "echo")
 
 
 def check_render_mode(mode: str | None) -> str | None:
     """The mode. Raises ``LoopwrightError`` for one there is not."""
     if mode not in (None, *RENDER_MODES):
-        raise LoopwrightError(f"render_mode must be None or 'rgb_array', got {mode!r}")
+        raise LoopwrightError(f"render_mode must be None, {' or '.join(map(repr, RENDER_MODES))}; got {mode!r}")
     return mode
 
 
 class Frame(NamedTuple):
-    """One decision: geq spent so far, target-split loss, and the plan's fields."""
+    """One decision: geq spent so far, target-split loss, what came of it, and the plan's fields."""
 
     cost: float
     loss: float
+    outcome: str
+    verdict: str
     plan: dict[str, Any]
+
+
+def say_run(task: str, frames: Sequence[Frame], budget: float) -> str:
+    """A line for each decision: what it cost, how far the run has come, and what the decision changed."""
+    lines, before = [f"{task}, budget {budget:.0f} geq"], None
+    for number, (cost, loss, outcome, verdict, plan) in enumerate(frames):
+        known = plan if before is None else {name: value for name, value in plan.items() if value != before[name]}
+        changed = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                            for name, value in known.items())  # fmt: skip
+        said = "" if verdict == "fine" else f", {verdict}: restored"
+        lines.append(f"{number:4}  {cost / budget:5.1%}  loss {loss:<8.4g}  {outcome}{said}  {changed}".rstrip())
+        before = plan
+    return "\n".join(lines)
 
 
 def find_changed_fields(plans: Sequence[dict[str, Any]]) -> list[str]:
@@ -57,29 +70,3 @@ def label_plainly(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def draw_run(task: Task, frames: Sequence[Frame], budget: float) -> npt.NDArray[np.uint8]:
-    """An image ``[600, 800, 3]`` of the run so far."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to load, and only to draw
-    from matplotlib.figure import Figure
-
-    fields = find_changed_fields([frame.plan for frame in frames])
-    figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    rows = figure.subplots(1 + len(fields), 1, sharex=True, height_ratios=[4] + [1] * len(fields))
-    rows[0].set_title(task.name, fontsize=10)
-    rows[0].set_ylabel("loss", fontsize=8)
-    rows[0].set_xlim(0, budget)
-    if task.calibration is not None:
-        rows[0].axhline(task.calibration.target, color="grey", linestyle="--", linewidth=1, label="target")
-        rows[0].legend(fontsize=8)
-    if frames:
-        costs = [frame.cost for frame in frames]
-        rows[0].plot(costs, [frame.loss for frame in frames], marker=".")
-        rows[0].set_yscale("log")
-        for axes, field in zip(rows[1:], fields, strict=True):
-            plot_plan(axes, costs, [frame.plan[field] for frame in frames], field)
-    rows[-1].set_xlabel("cost (geq)", fontsize=8)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

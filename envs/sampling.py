@@ -11,12 +11,12 @@ from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.checks import check_kind, check_number
 from loopwright.envs.loop.context import INFORMATION
-from loopwright.envs.loop.errors import LoopwrightError, UncalibratedTaskError
+from loopwright.envs.loop.errors import UncalibratedTaskError
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
 from loopwright.inner_tasks.datasets import require
 from loopwright.inner_tasks.registry import find_family, get_shape, get_task
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.inner_tasks.targets import find_calibration
+from loopwright.inner_tasks.targets import find_calibration, list_calibrated
 from loopwright.inner_tasks.task import ShapeKey, Task
 
 # What the fields of a plan are drawn from, where they are drawn.
@@ -36,6 +36,7 @@ PLAIN_FIELDS: dict[str, Any] = {
 PLAIN_DRAWN = {**DRAWN_FIELDS, "clip": (math.inf, 4.0, 1.0, 0.25)}
 PLAIN_HELD = ("optimizer", "batch")
 OPEN_BUDGETS = (0.25, 1.0)  # of open runs, in multiples of C*: drawn log-uniformly
+TASKS_SHOWN = 8  # names of tasks in a message
 SGD_FACTOR = 30.0  # what a learning rate of adamw is multiplied by for sgd: about the ratio of what is tuned for each
 
 
@@ -89,33 +90,27 @@ class TaskSampler:
             size stay what they are at the start, as in a loop that a policy is attached to.
 
     Raises:
-        LoopwrightError: no task, an unknown one, one without a target or without data; a chance outside [0, 1].
+        LoopwrightError: an unknown task, one without a target or without data; a chance outside [0, 1].
     """
 
     def __init__(
         self,
         suite: str,
         tasks: Sequence[str | Task] | None,
-        plan: LoopPlan | None,
+        plan: LoopPlan,
         *,
-        spread: Spread | None,
+        spread: Spread,
         settings: EpisodeSettings,
         withheld: float,
         open_runs: float = 0.0,
         plain_runs: float = 0.0,
     ) -> None:
-        if tasks is not None:
-            check_kind("tasks", tasks, (list, tuple), "a list of tasks, or None for the whole suite")
-            if len(tasks) == 0:
-                raise LoopwrightError("tasks is empty; give at least one task, or None for the whole suite")
         for name, chance in (("withheld", withheld), ("open_runs", open_runs), ("plain_runs", plain_runs)):
             check_number(name, chance, "be a chance, in [0, 1]", 0, 1)
-        check_kind("plan", plan, (LoopPlan, type(None)), "a LoopPlan, or None for the default")
-        check_kind("spread", spread, (Spread, type(None)), "a Spread, or None for none")
         self.tasks = list(get_suite(suite).tasks() if tasks is None else tasks)
         for task in self.tasks:
             check_task(task)
-        self.plan, self.spread = plan or LoopPlan(), spread or Spread()
+        self.plan, self.spread = plan, spread
         self._settings, self._withheld = settings, withheld
         self._open_runs, self._plain_runs = open_runs, plain_runs
 
@@ -163,7 +158,13 @@ def check_task(task: str | Task) -> None:
             require(family.requires)
     if (find_calibration(task) if isinstance(task, str) else task.calibration) is None:
         name = task if isinstance(task, str) else task.name
-        raise UncalibratedTaskError(f"task {name} has no calibrated target; see loopwright.calibrate")
+        kind = f"{name.partition(':')[0]}:"
+        known = [own for own in list_calibrated() if own.startswith(kind)] if isinstance(task, str) else []
+        known.sort(key=lambda own: find_family(own)[1])
+        some = (
+            f"; calibrated are {', '.join(known[:TASKS_SHOWN])}{', ...' * (len(known) > TASKS_SHOWN)}" if known else ""
+        )
+        raise UncalibratedTaskError(f"task {name} has no calibrated target{some}; see loopwright.calibrate")
 
 
 def draw_task(task: str | Task) -> Task:

@@ -76,6 +76,9 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: int | Iterable[int] | None = None, **kwargs: Any
     ) -> list[Any]:
+        if method_name == "action_masks":  # asked for by sb3-contrib's MaskablePPO
+            masks = self.envs.action_masks()
+            return [masks[i] for i in self._get_indices(indices)]
         raise LoopwrightError(f"cannot call {method_name!r} per environment: the runs share one environment")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: int | Iterable[int] | None = None) -> list[bool]:

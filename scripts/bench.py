@@ -4,6 +4,7 @@
     loopwright bench --what cost    # predicted geq against the time ReferenceLoop takes, under depth and keep
     loopwright bench --what guard   # ten thousand wild runs, with the guard and without
     loopwright bench --what looking # what a controller's own work adds to a plain loop
+    loopwright bench --what clients # decisions per second of the environments, and what a picture takes
     loopwright bench --what import  # how long importing the package takes, and what it is made of
 
 All figures come from one run; only their ratios travel between machines. engine: an MLP 64-32-32-10, microbatches of
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.scripts.benchmarks import measure_costs, measure_engine, measure_imports, run_wild
+from loopwright.scripts.clients import measure_clients
 from loopwright.scripts.looking import measure_attached, measure_looking
 from loopwright.scripts.run import run
 
@@ -43,7 +45,7 @@ NAMES = {
 
 @dataclass
 class Config:
-    what: Literal["engine", "cost", "guard", "looking", "import"] = "engine"
+    what: Literal["engine", "cost", "guard", "looking", "clients", "import"] = "engine"
     """What to measure."""
     lanes: int = 256
     """Runs side by side (engine); guard always takes 1000, ten times."""
@@ -81,6 +83,9 @@ def main(config: Config) -> None:
         print_rows("what looking adds to a plain loop, in % of its time", found["looking"], False)
         print_rows("what attaching adds to a loop of one's own, in % of its time; copies of the gradient that it keeps",
                    found["attached"], False)  # fmt: skip
+        return
+    if config.what == "clients":
+        print_rows("environments", measure_clients(config.seconds), config.json)
         return
     if config.what == "import":
         print_rows("seconds to import", measure_imports(), config.json)

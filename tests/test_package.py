@@ -80,7 +80,7 @@ def test_wheel_and_sdist_hold_the_tree(tmp_path: Path) -> None:
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    kept = {"src/loopwright/__init__.py", "src/loopwright/py.typed", *(name for name in DATA if "/" in name), *modules}
+    kept = {f"src/loopwright/{name}" for name in ("__init__.py", *DATA, *modules)}
     assert kept <= inside
 
 
@@ -198,6 +198,20 @@ def test_the_readme_examples_run(tmp_path: Path) -> None:
         [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1200
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_users_strict_type_check_passes_on_every_example(tmp_path: Path) -> None:
+    """With the package as it is installed, from a wheel or from a clone."""
+    script = tmp_path / "mine.py"
+    script.write_text("\n".join(examples("README.md", "")))
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    outside = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=outside)
+    assert result.returncode == 0, result.stdout
+    script.write_text("import loopwright\nloopwright.LoopPlan(batch='two')\n")  # a mistake is found, so it is read
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=outside)
+    assert 'Argument "batch" to "LoopPlan" has incompatible type' in result.stdout
 
 
 def test_a_loop_of_ones_own_is_steered_as_the_guide_says(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from loopwright.agents.controllers.carded import CardedFile, TensorLayout, require_layout
 from loopwright.agents.controllers.policy import ACTIVATIONS, POLICY_FORMAT, Policy, build_network
 from loopwright.envs.loop.errors import BundleError, LoopwrightError
-from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.knob_set import ACTION_KINDS, KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.untrusted import Count, Digest, Name, PlanValues, demand, one_of, strict
@@ -59,7 +59,7 @@ class _Card(TypedDict):
     observation_version: Count
     observation_names: Annotated[list[Name], Field(max_length=10_000)]
     knobs: Name
-    action: Annotated[str, AfterValidator(one_of("discrete", "box"))]
+    action: Annotated[str, AfterValidator(one_of(*ACTION_KINDS))]
     squashed: bool
     activation: Annotated[str, AfterValidator(one_of(*ACTIVATIONS))]
     widths: Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(min_length=2, max_length=MOST_LAYERS + 1)]
@@ -101,9 +101,11 @@ def load_policy(path: Path | str) -> Policy:
         )
     try:
         knobs, start = KnobSet(card["knobs"], card["action"]), LoopPlan.from_json(card["start"])
-        outputs = sum(knobs.choices) if knobs.action == "discrete" else len(knobs.knobs)
         demand(card["widths"][0] == len(OBSERVATION_NAMES), f"widths begin with {card['widths'][0]} features")
-        demand(card["widths"][-1] == outputs, f"{card['widths'][-1]} outputs, where {knobs.name} takes {outputs}")
+        demand(
+            card["widths"][-1] == knobs.outputs,
+            f"{card['widths'][-1]} outputs, where {knobs.name} takes {knobs.outputs}",
+        )
         for name, values in weights.items():
             demand(bool(values.isfinite().all()), f"{name} holds numbers that are not finite")
     except (ValueError, LoopwrightError) as problem:

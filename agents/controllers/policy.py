@@ -30,7 +30,7 @@ class Policy(Described):
     """A policy network and what it needs to know: it is a ``Controller``.
 
     Attributes:
-        network: observation ``[lanes, features]`` to logits (discrete) or the mean action (box).
+        network: observation ``[lanes, features]`` to logits (discrete), values (flat) or the mean action (box).
         knobs: the knobs its actions move.
         start: the plan it was trained to start from.
         squashed: whether tanh is applied to the network's output (SAC, TQC, TD3).
@@ -45,10 +45,16 @@ class Policy(Described):
     name: str = "agent"
 
     def act(self, observation: Floats) -> npt.NDArray[np.generic]:
-        """The most probable actions ``[lanes, knobs]`` for observations ``[lanes, features]``, as the environment's."""
+        """The most probable actions for observations ``[lanes, features]``, as the environment's.
+
+        They are ``[lanes, knobs]``, and flat ones ``[lanes]``.
+        """
         outputs = self._run(observation)
         if self.knobs.action == "box":
             return outputs
+        if self.knobs.action == "flat":
+            best: npt.NDArray[np.int64] = outputs.argmax(axis=1)
+            return best
         return np.stack([outputs[:, part].argmax(axis=1) for part in self._parts], axis=1)
 
     def steps(self, observation: Floats) -> Floats:
@@ -56,11 +62,14 @@ class Policy(Described):
 
         A discrete policy is a distribution over a knob's ordered steps. Its mean is what the knob is moved by, since
         the most probable step is often "none" where two or three steps share the rest; a knob that takes rungs
-        is moved by the most probable one.
+        is moved by the most probable one. Of flat actions the best is taken.
         """
         outputs = self._run(observation)
         if self.knobs.action == "box":
             return outputs * self._sizes
+        if self.knobs.action == "flat":
+            taken: Floats = self._flat_steps[outputs.argmax(axis=1)]
+            return taken
         starts = [part.start for part in self._parts]
         highest = np.maximum.reduceat(outputs, starts, axis=1)
         chances = np.exp(outputs - np.repeat(highest, self.knobs.choices, axis=1))
@@ -145,6 +154,13 @@ class Policy(Described):
         """The step of each discrete action, knob after knob; of a box action of 1, that of each knob."""
         box = self.knobs.action == "box"
         return np.array([s for k in self.knobs.knobs for s in (k.steps[-1:] if box else k.steps)], np.float32)
+
+    @cached_property
+    def _flat_steps(self) -> Floats:
+        """How far each flat action moves each knob, ``[flat actions, knobs]``."""
+        moves = self.knobs.flat_moves.T
+        steps = [np.array(knob.steps, np.float32)[own] for knob, own in zip(self.knobs.knobs, moves, strict=True)]
+        return np.stack(steps, axis=1)
 
     @cached_property
     def _layers(self) -> list[Callable[[Floats], Floats]]:

@@ -105,7 +105,7 @@ def run_jobs(
     for numbers in batches.values():
         own = [jobs[number] for number in numbers]
         runs = of_shape[own[0].task.shape_key]
-        fused = settings.compile and runs * per_lane >= lanes
+        fused = settings.compiles(lanes) and runs * per_lane >= lanes
         # A compiled tick exists per lane count, so a batch keeps its size even where most of its jobs are done.
         width = min(lanes, math.ceil((runs if fused else len(own)) / per_lane))
         parts.append(Part(numbers, own, replace(settings, compile=fused), width, ledgers))

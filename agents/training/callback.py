@@ -24,6 +24,7 @@ class TrainingCallback(BaseCallback):
         super().__init__()
         self.folder, self.config, self.show = folder, config, show
         self._recent: deque[tuple[float, bool, float]] = deque(maxlen=400)
+        self._by_family: dict[str, deque[tuple[float, bool, float]]] = {}
         self._bar: Any = None
         self._next_checkpoint = 0
 
@@ -59,7 +60,10 @@ class TrainingCallback(BaseCallback):
         # ARS evaluates whole policies, and shows its callbacks no step.
         for i in np.flatnonzero(self.locals.get("dones", ())):
             info = self.locals["infos"][i]
-            self._recent.append((info["episode"]["r"], info["outcome"] == "hit", info["cost"] / info["budget"]))
+            ended = info["episode"]["r"], info["outcome"] == "hit", info["cost"] / info["budget"]
+            self._recent.append(ended)
+            family = info["task"].partition(":")[0]
+            self._by_family.setdefault(family, deque(maxlen=100)).append(ended)
         self._bar.update(self.num_timesteps - self._bar.n)
         if not isinstance(self.model, OnPolicyAlgorithm) and self.num_timesteps >= self._next_checkpoint:
             self.checkpoint()
@@ -68,10 +72,11 @@ class TrainingCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._recent:
-            returns, hits, shares = np.array(self._recent, dtype=float).T
-            self.logger.record("episode/return", returns.mean())
-            self.logger.record("episode/hit_rate", hits.mean())
-            self.logger.record("episode/budget_share", shares.mean())
+            returns, hits, _ = np.array(self._recent, dtype=float).T
+            for place, ended in (("episode", self._recent), *self._by_family.items()):
+                means = np.array(ended, dtype=float).mean(axis=0)
+                for name, mean in zip(("return", "hit_rate", "budget_share"), means, strict=True):
+                    self.logger.record(f"{place}/{name}", mean, exclude="stdout" if place != "episode" else None)
             self._bar.set_postfix_str(f"return {returns.mean():.3f} hits {hits.mean():.0%}", refresh=False)
 
     def _on_training_end(self) -> None:

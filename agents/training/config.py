@@ -12,12 +12,24 @@ from loopwright.envs.episode.reward import find_reward
 from loopwright.envs.loop.checks import MOST_LANES, MOST_SEED, MOST_THREADS, check_whole
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.extras import import_extra
+from loopwright.envs.loop.knob_set import ACTION_KINDS
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.untrusted import strict
 
-ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG")
-CONTRIB_ALGORITHMS = ("TRPO", "TQC", "ARS")
-BOX_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS")
+ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG", "DQN")
+CONTRIB_ALGORITHMS = ("MaskablePPO", "TRPO", "TQC", "ARS", "QRDQN")
+# The kinds of actions an algorithm can take, the one that it gets where nothing is said first; of others all.
+BOX_ONLY, FLAT_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS"), ("DQN", "QRDQN")
+KINDS = {
+    **dict.fromkeys(BOX_ONLY, ("box",)),
+    **dict.fromkeys(FLAT_ONLY, ("flat",)),
+    "MaskablePPO": ("discrete", "flat"),
+}
+# Algorithms of these libraries whose policies no bundle can hold.
+REFUSED = {
+    "RecurrentPPO": "its policy remembers, and a bundle is a function of one observation, whose averages do that",
+    "CrossQ": "its actor has batch normalisation, and a bundle linear layers",
+}
 GAMMA = 0.995
 # What ``loopwright train --preset`` stands for: the trainings of shipped policies, and of what they are judged beside.
 _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "options": {"n_steps": 16}}
@@ -48,7 +60,7 @@ class TrainingConfig:
     """What a training is made of. Raises ``LoopwrightError`` for values that cannot be."""
 
     algorithm: str = "PPO"
-    """PPO, A2C, SAC, TD3, DDPG; TRPO, TQC, ARS with sb3-contrib."""
+    """PPO, A2C, SAC, TD3, DDPG, DQN; MaskablePPO, TRPO, TQC, ARS, QRDQN with sb3-contrib."""
     steps: int = 500_000
     """Decisions in all."""
     lanes: int = 128
@@ -58,7 +70,7 @@ class TrainingConfig:
     knobs: str = "core"
     """Knob set, or knob names joined by "+"."""
     action: str = ""
-    """discrete or box; empty takes what the algorithm supports."""
+    """discrete, box or flat; empty takes what the algorithm supports."""
     start: str = "tuned"
     """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
     rate_spread: float = 1.5
@@ -90,6 +102,8 @@ class TrainingConfig:
     """Further arguments of the algorithm, as JSON values; a list of two learning rates is a linear schedule."""
 
     def __post_init__(self) -> None:
+        if self.algorithm in REFUSED:
+            raise LoopwrightError(f"{self.algorithm} cannot be trained here: {REFUSED[self.algorithm]}")
         if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
             raise UnknownNameError("algorithm", self.algorithm, [*ALGORITHMS, *CONTRIB_ALGORITHMS])
         check_whole("steps", self.steps, 1)
@@ -100,12 +114,13 @@ class TrainingConfig:
         get_starting_plan(self.start)  # raises for an unknown name
         find_hidden(self.hidden)
         find_reward(self.reward)
-        if self.algorithm in BOX_ONLY and self.action == "discrete":
-            raise LoopwrightError(f"{self.algorithm} needs action='box', got 'discrete'")
+        kinds = KINDS.get(self.algorithm, ACTION_KINDS)
+        if self.action and self.action not in kinds:
+            raise LoopwrightError(f"{self.algorithm} needs action={' or '.join(map(repr, kinds))}, got {self.action!r}")
 
     @property
     def action_kind(self) -> str:
-        return self.action or ("box" if self.algorithm in BOX_ONLY else "discrete")
+        return self.action or KINDS.get(self.algorithm, ACTION_KINDS)[0]
 
 
 def find_hidden(patterns: Sequence[str]) -> list[int]:
@@ -129,7 +144,7 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
 
 def get_default_options(config: TrainingConfig) -> dict[str, Any]:
     """Settings that work here where the library's own do not: short discounts would hide the end of a run."""
-    if config.algorithm == "PPO":
+    if config.algorithm in ("PPO", "MaskablePPO"):
         # 48 decisions a rollout see about half an episode; large minibatches, since returns are noisy.
         return {
             "n_steps": 48,
@@ -144,5 +159,8 @@ def get_default_options(config: TrainingConfig) -> dict[str, Any]:
         return {"n_steps": 16, "learning_rate": 7e-4, "ent_coef": 0.003, "policy_kwargs": {"net_arch": [128, 128]}}
     if config.algorithm in ("SAC", "TQC"):
         return {"learning_starts": 10 * config.lanes, "batch_size": 512, "gradient_steps": 4,
+                "policy_kwargs": {"net_arch": [128, 128]}}  # fmt: skip
+    if config.algorithm in FLAT_ONLY:
+        return {"learning_starts": 10 * config.lanes, "batch_size": 512, "train_freq": 1, "gradient_steps": 4,
                 "policy_kwargs": {"net_arch": [128, 128]}}  # fmt: skip
     return {}

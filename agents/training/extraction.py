@@ -1,9 +1,10 @@
 """Takes the policy out of a trained Stable-Baselines3 model: only what it can reproduce, and that is proved."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
@@ -26,12 +27,11 @@ def extract_policy(
 ) -> Policy:
     """The policy of a trained Stable-Baselines3 model, and its environment's knobs and starting plan.
 
-    ``training`` is provenance to keep with it. To features that were ``hidden`` in training it gives no weight. Raises
-    ``LoopwrightError`` for a policy that is no plain MLP on the observation itself, or that acts otherwise than the
-    network alone on random observations.
+    ``training`` is provenance to keep with it. To features that were ``hidden`` in training it gives no weight. The
+    statistics of a ``VecNormalize`` become part of the first layer, as they are now; what it clips, by default what is
+    ten standard deviations away, is not clipped then. Raises ``LoopwrightError`` for a policy that is no plain MLP on
+    the observation itself, or that acts otherwise than the network alone on random observations.
     """
-    if model.get_vec_normalize_env() is not None:
-        raise LoopwrightError("cannot take the policy of a model with VecNormalize: its statistics would be lost")
     for part in (model.policy, getattr(model.policy, "actor", None)):
         extractor = getattr(part, "features_extractor", None)
         if extractor is not None and type(extractor) is not FlattenExtractor:
@@ -40,9 +40,14 @@ def extract_policy(
                 f"(FlattenExtractor)"
             )
     layers, squashed = _find_actor(model.policy)
-    network = _copy(layers)
+    network = copy_layers(layers)
     first: Any = network[0]
+    normalize = model.get_vec_normalize_env()
     with torch.no_grad():
+        if normalize is not None and normalize.norm_obs:
+            mean, deviation = _read_statistics(normalize)
+            first.bias -= first.weight @ torch.from_numpy(mean / deviation).float()
+            first.weight /= torch.from_numpy(deviation).float()
         first.weight[:, list(hidden)] = 0.0
     provenance = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), **(training or {})}
     policy = Policy(network, knobs, start, squashed, provenance)
@@ -50,9 +55,60 @@ def extract_policy(
     return policy
 
 
+def insert_policy(model: Any, policy: Policy) -> None:
+    """Give a Stable-Baselines3 model the network of a policy, to train it on: the inverse of ``extract_policy``.
+
+    The model keeps its critic. Raises ``LoopwrightError`` for one of other widths or actions, or another activation.
+    """
+    if model.get_vec_normalize_env() is not None:
+        raise LoopwrightError("cannot give a policy to a model with VecNormalize: it would see other observations")
+    layers, squashed = _find_actor(model.policy)
+    if repr(copy_layers(layers)) != repr(policy.network) or squashed != policy.squashed:
+        raise LoopwrightError(
+            f"the policy's network is {_say_layers(policy.network)}, that of this {type(model).__name__} "
+            f"{_say_layers(layers)}; make it with policy_kwargs of the same net_arch and activation_fn"
+        )
+    if _is_quantiles(model.policy):
+        raise LoopwrightError("cannot give a policy to a QRDQN: a bundle holds the mean of its quantiles")
+    for own, given in zip(layers[::2], list(policy.network)[::2], strict=True):
+        own.load_state_dict(given.state_dict())
+    for name, target in (("actor", "actor_target"), ("q_net", "q_net_target")):
+        if hasattr(model, target):
+            getattr(model, target).load_state_dict(getattr(model, name).state_dict())
+    _prove(policy, model, ())
+
+
+def _say_layers(layers: Iterable[nn.Module]) -> str:
+    return ", ".join(repr(layer) for layer in layers)
+
+
+def _read_statistics(normalize: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The mean and the standard deviation that observations are normalised by."""
+    return normalize.obs_rms.mean, np.sqrt(normalize.obs_rms.var + normalize.epsilon)
+
+
+def _is_quantiles(policy: Any) -> bool:
+    return hasattr(policy, "quantile_net")
+
+
+def _average_quantiles(layers: list[nn.Module], count: int) -> list[nn.Module]:
+    """The same layers, but that the last gives the mean of ``count`` quantiles of each action."""
+    last: Any = layers[-1]
+    mean = nn.Linear(last.in_features, last.out_features // count)
+    with torch.no_grad():
+        mean.weight.copy_(last.weight.unflatten(0, (count, -1)).mean(dim=0))
+        mean.bias.copy_(last.bias.unflatten(0, (count, -1)).mean(dim=0))
+    return [*layers[:-1], mean]
+
+
 def _find_actor(policy: Any) -> tuple[list[nn.Module], bool]:
     """The layers from observation to action, and whether tanh is applied to what they give."""
     actor: Any = getattr(policy, "actor", None)
+    if hasattr(policy, "q_net") and not hasattr(policy, "actor"):
+        return list(policy.q_net.q_net), False
+    if _is_quantiles(policy):
+        net = policy.quantile_net
+        return _average_quantiles(list(net.quantile_net), net.n_quantiles), False
     if hasattr(policy, "mlp_extractor"):
         return [*policy.mlp_extractor.policy_net, policy.action_net], False
     if hasattr(actor, "latent_pi"):
@@ -67,7 +123,8 @@ def _find_actor(policy: Any) -> tuple[list[nn.Module], bool]:
     return (layers[:-1] if squashed and isinstance(layers[-1], nn.Tanh) else layers), squashed
 
 
-def _copy(layers: list[nn.Module]) -> nn.Sequential:
+def copy_layers(layers: list[nn.Module]) -> nn.Sequential:
+    """A network of its own of these layers. Raises ``LoopwrightError`` for what a bundle cannot hold."""
     linear, between = layers[::2], layers[1::2]
     kind = next((name for name, module in ACTIVATIONS.items() if between and type(between[0]) is module), "tanh")
     strange = [layer for layer in linear if not isinstance(layer, nn.Linear)]
@@ -89,9 +146,15 @@ def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     shape, features = model.observation_space.shape, policy.network[0].in_features
     if shape != (features,):
         raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
-    seen = np.random.default_rng(0).normal(0, 2, (PROOFS, *shape)).clip(-LIMIT, LIMIT).astype(np.float32)
+    seen = np.random.default_rng(0).normal(0, 2, (PROOFS, *shape))
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None and normalize.norm_obs:  # where nothing is clipped
+        mean, deviation = _read_statistics(normalize)
+        seen = mean + seen * deviation
+    seen = seen.clip(-LIMIT, LIMIT).astype(np.float32)
     shown = seen.copy()
     shown[:, list(hidden)] = 0.0
+    shown = shown if normalize is None else normalize.normalize_obs(shown).astype(np.float32)
     expected, _ = model.predict(shown, deterministic=True)
     found = policy.act(seen)
     if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):

@@ -3,13 +3,15 @@
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 from tqdm import tqdm
@@ -43,8 +45,12 @@ def train(
     resume: bool = False,
     show_progress: bool = True,
     settings: EpisodeSettings | None = None,
+    callback: BaseCallback | Sequence[BaseCallback] = (),
 ) -> Policy:
     """Train, and save ``policy.safetensors`` in ``folder``. Interrupted with Ctrl-C, it leaves a checkpoint.
+
+    ``callback`` is one of Stable-Baselines3's, or several. One that stops the training, by giving False, ends it there:
+    the policy is saved as it is then.
 
     Raises:
         LoopwrightError: ``resume`` without a checkpoint, or with one of another configuration; a folder that already
@@ -52,12 +58,14 @@ def train(
         CheckpointError: ``resume`` with a checkpoint that is damaged, altered, or an older version's.
     """
     with holding_folder(folder):
-        return _train(config, folder, resume, show_progress, settings)
+        own = [callback] if isinstance(callback, BaseCallback) else list(callback)
+        return _train(config, folder, resume, show_progress, settings, own)
 
 
 def _train(
-    config: TrainingConfig, folder: Path, resume: bool, show_progress: bool, settings: EpisodeSettings | None
-) -> Policy:
+    config: TrainingConfig, folder: Path, resume: bool, show_progress: bool, settings: EpisodeSettings | None,
+    others: list[BaseCallback],
+) -> Policy:  # fmt: skip
     _claim(folder, config, resume)
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
     settings = replace(
@@ -73,8 +81,12 @@ def _train(
     left = config.steps - model.num_timesteps
     try:
         if left > 0:
+            every = 1 if isinstance(model, OnPolicyAlgorithm) else 4  # rollouts, and else episodes
             with limit_threads(config.threads):
-                model.learn(left, callback=callback, log_interval=4, reset_num_timesteps=False, tb_log_name="agent")
+                model.learn(
+                    left, callback=[callback, *others], log_interval=every, reset_num_timesteps=False,
+                    tb_log_name="agent",
+                )  # fmt: skip
     except KeyboardInterrupt:
         callback.on_training_end()
         callback.checkpoint()
@@ -152,10 +164,15 @@ def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
     has, the larger the logit has to be: a fixed one wastes a third of a training.
     """
     action_net = getattr(model.policy, "action_net", None)
-    if knobs.action == "discrete" and isinstance(action_net, nn.Linear):
-        start = 0
-        with torch.no_grad():
+    if knobs.action == "box" or not isinstance(action_net, nn.Linear):
+        return
+    odds = STANDING_STILL / (1 - STANDING_STILL)
+    with torch.no_grad():
+        if knobs.action == "flat":
+            action_net.bias[0] += math.log(odds * (knobs.outputs - 1))
+        else:
+            start = 0
             for knob in knobs.knobs:
                 others = len(knob.steps) - 1
-                action_net.bias[start + knob.still] += math.log(STANDING_STILL / (1 - STANDING_STILL) * others)
+                action_net.bias[start + knob.still] += math.log(odds * others)
                 start += len(knob.steps)

@@ -6,6 +6,8 @@ every lane by some ticks, ``evaluate`` measures the (averaged) weights on one of
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -76,9 +78,22 @@ class Lanes:
             torch.zeros_like(self.state.weights), torch.zeros_like(self.state.weights),
             torch.zeros(lanes, device=self.device, dtype=dtype),
         )  # fmt: skip
-        judge_example = [self.state.average, *self.splits["target"]]
-        self._measure = make_measure(template.model, template.loss)
-        self._judge = fuse(self._measure, judge_example, ("judge", *self._key)) if compile else self._measure
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the functions, which are made again where they are used."""
+        made: dict[str, Any] = {"_reads": {}, "_mask": None, "_updates": {}}
+        return {name: value for name, value in vars(self).items() if name not in ("_measure", "_judge")} | made
+
+    @cached_property
+    def _measure(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """Loss and metric of some weights, inputs and labels, of any number of samples."""
+        return make_measure(self._template.model, self._template.loss)
+
+    @cached_property
+    def _judge(self) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """The same for as many samples as the target split has."""
+        example = [self.state.average, *self.splits["target"]]
+        return fuse(self._measure, example, ("judge", *self._key)) if self._compile else self._measure
 
     def _find_read(self, scope: Scope) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         """The first half of a tick, for this many lanes, of plans, inputs, labels and the state's tensors."""
@@ -151,6 +166,13 @@ class Lanes:
         """Zeros in the shape of ``state``, or of so many lanes: what a run starts from, but for weights and key."""
         samples = self.splits["train"][0].shape[1]
         return LaneState.empty(lanes or self.lanes, self.layout, samples, self.microbatch, self.device, self.dtype)
+
+    def warm_up(self) -> None:
+        """Before anything is loaded: compile what most plans need, if it is to be compiled at all."""
+        for batch in (1, 2):
+            self.run(stack_plans([LoopPlan(batch=batch)] * self.lanes), WINDOW + 1)
+        self.evaluate("target")
+        self.state = self.empty_state()
 
     def load(self, lanes: Sequence[int], tasks: Sequence[Task], seeds: Sequence[int]) -> None:
         """Start a new run in each of ``lanes``: its task's data, fresh weights and streams from its seed."""

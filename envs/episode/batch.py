@@ -18,6 +18,7 @@ from loopwright.envs.engine.lane_state import COUNTERS
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.engine.randomness import draw_control_samples
+from loopwright.envs.engine.serial_lanes import SerialLanes
 from loopwright.envs.episode.budget import Budget
 from loopwright.envs.episode.decision import DIVERGED, HIT, MISS, OUTCOMES, RUNNING, Decision, Step
 from loopwright.envs.episode.hold_rule import HoldRule
@@ -36,6 +37,8 @@ from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, ROW, LoopPlan, name_rows, stack_plans, unstack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 from loopwright.inner_tasks.task import Calibration, Task
+
+SERIAL = 16  # lanes: so many, not compiled, are faster one after the other than in a batch
 
 
 class EpisodeBatch:
@@ -69,12 +72,13 @@ class EpisodeBatch:
         library: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
-        settings = replace(settings, guard=0) if library else settings
+        settings = replace(settings, compile=settings.compiles(lanes), guard=0 if library else settings.guard)
         self.settings, self.needs, self.recorder = settings, needs, recorder
         options: dict[str, Any] = {
             "microbatch": settings.microbatch, "compile": settings.compile, "device": settings.device,
         }  # fmt: skip
-        self.lanes = (LibraryLanes if library else Lanes)(template, lanes, **options)
+        serial = lanes <= SERIAL and not settings.compile and settings.device == "cpu"
+        self.lanes: Lanes = (LibraryLanes if library else SerialLanes if serial else Lanes)(template, lanes, **options)
         self.setup = {
             "settings": settings.as_json(), "lanes": lanes, "threads": torch.get_num_threads(), "needs": needs.value,
             "rolls_back": rolls_back, "engine": type(self.lanes).__name__, "window": WINDOW,
@@ -207,7 +211,9 @@ class EpisodeBatch:
             "loss": decision.loss.tolist(),
             "metric": decision.metric.tolist(),
             "outcome": [OUTCOMES[code] for code in decision.outcome.tolist()],
+            "outcome_code": decision.outcome.tolist(),
             "verdict": [VERDICTS[code] for code in decision.verdict.tolist()],
+            "verdict_code": decision.verdict.tolist(),
         }
 
     def _roll_back(self, asked: torch.Tensor) -> None:

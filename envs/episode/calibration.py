@@ -109,7 +109,11 @@ class Calibrator:
     ) -> None:
         self.settings, self.decisions, self.search_number = settings, decisions, search
         self.lanes = Lanes(
-            template, CONFIGURATIONS, microbatch=settings.microbatch, compile=settings.compile, device=settings.device
+            template,
+            CONFIGURATIONS,
+            microbatch=settings.microbatch,
+            compile=settings.compiles(CONFIGURATIONS),
+            device=settings.device,
         )
         self.space = list_configurations(search)
 

@@ -3,9 +3,9 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,20 @@ class Recorder:
             "author": asdict(self._author), "versions": read_versions(), **setup,
         }  # fmt: skip
         name = re.sub(r"[^\w.-]", "-", task.name) + f"-seed-{seed}"  # a name that is no path
-        for number in itertools.count(1):
-            path = self._folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
-            try:
-                self._ledgers[lane] = Ledger.create(path, header, hold=False)
-            except LedgerExistsError:
-                continue
-            break
+        self._ledgers[lane] = _find_place(
+            self._folder / f"{name}.jsonl", partial(Ledger.create, header=header, hold=False)
+        )
         self._decisions[lane] = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of open ledgers what is in them: whoever is copied, or pickled, goes on in files of its own."""
+        kept = {lane: (ledger.path, ledger.path.read_bytes()) for lane, ledger in self._ledgers.items()}
+        return vars(self) | {"_ledgers": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _ledgers={})
+        for lane, (path, content) in state["_ledgers"].items():
+            self._ledgers[lane] = _find_place(path, partial(Ledger.create_copy, content=content))
 
     def end(self, lanes: Iterable[int]) -> None:
         """Close the ledgers of ``lanes``, where one is open, after what was last written."""
@@ -86,3 +92,13 @@ class Recorder:
             self._ledgers[lane].append(entry)
             self._decisions[lane] += 1
         self.end(step.decision.done.nonzero().flatten().tolist())
+
+
+def _find_place(path: Path, create: Callable[[Path], Ledger]) -> Ledger:
+    """What ``create`` makes of ``path``, or, where there is a file, of the first that has a number at its end."""
+    for number in itertools.count(1):
+        try:
+            return create(path if number == 1 else path.with_stem(f"{path.stem}-{number}"))
+        except LedgerExistsError:
+            continue
+    raise AssertionError("numbers do not end")

@@ -18,6 +18,7 @@ import numpy as np
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.lanes import Lanes
+from loopwright.envs.engine.serial_lanes import SerialLanes
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import OUTCOMES, RUNNING
@@ -107,7 +108,7 @@ def replay(path: Path | str, task: Task | None = None) -> Replay:
     if is_steered(content):
         raise LedgerError(f"{path} is of a loop of your own, which cannot be executed again; it can be shown")
     header, task = content.header, find_task(content, task)
-    if header["engine"] != Lanes.__name__:
+    if header["engine"] not in (Lanes.__name__, SerialLanes.__name__):
         raise LedgerError(
             f"{path} was written by {header['engine']}, where the optimizer of {header['author']['name']!r} made the "
             f"updates; only runs of {Lanes.__name__} can be executed again"

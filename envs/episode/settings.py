@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.prices import PriceList, find_price_list
 from loopwright.envs.episode.reward import find_reward
 from loopwright.envs.loop.checks import (
@@ -15,6 +16,8 @@ from loopwright.envs.loop.checks import (
     check_number,
     check_whole,
 )
+
+COMPILING_PAYS = 4  # lanes of a shape: with fewer it takes long to gain the compiler's half minute
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class EpisodeSettings:
         reward: what a decision earns: "progress", "log-progress", "time" or "anytime" (``envs.episode.reward``).
         guard: interventions of the guard per episode; 0 switches it off, and divergence then ends the episode.
         discount: the agent's discount per decision, in (0, 1], which the shaping by progress takes into account.
-        compile: fuse the tick with ``torch.compile``.
+        compile: fuse the tick with ``torch.compile``; "auto" does where there is a compiler and enough runs at once
+            that it pays.
         device: where the lanes live.
     """
 
@@ -43,7 +47,7 @@ class EpisodeSettings:
     reward: str = "progress"
     guard: int = 5
     discount: float = 1.0
-    compile: bool = False
+    compile: bool | str = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -53,10 +57,15 @@ class EpisodeSettings:
         check_whole("guard", self.guard, 0)
         check_number("budget_factor", self.budget_factor, "be finite and above 0", *ABOVE_ZERO)
         check_number("discount", self.discount, "lie in (0, 1]", ABOVE_ZERO[0], 1)
-        check_kind("compile", self.compile, bool, "True or False")
+        if self.compile != "auto":
+            check_kind("compile", self.compile, bool, "True, False or 'auto'")
         check_device(self.device)
         find_reward(self.reward)  # raises for an unknown name
         find_price_list(self.prices)
+
+    def compiles(self, lanes: int) -> bool:
+        """Whether the tick of so many lanes is fused."""
+        return lanes >= COMPILING_PAYS and has_compiler() if self.compile == "auto" else bool(self.compile)
 
     @property
     def price_list(self) -> PriceList:

@@ -68,6 +68,13 @@ class Ledger(SealedLines):
         return ledger
 
     @classmethod
+    def create_copy(cls, path: Path, content: bytes) -> "Ledger":
+        """A new ledger that goes on after the ``content`` of another, without a lock. Raises as ``create`` does."""
+        if not write_new(path, content):
+            raise LedgerExistsError(f"{path} exists; a ledger is never overwritten")
+        return cls(path, read_ledger(path).last_hash)
+
+    @classmethod
     def resume(cls, path: Path) -> "Ledger":
         """Cut off a torn last line and go on after it. Raises as ``read_ledger`` and ``lock_file`` do."""
         read_ledger(path)  # before there is a lock beside nothing

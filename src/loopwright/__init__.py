@@ -11,6 +11,7 @@ import gymnasium
 
 if TYPE_CHECKING:
     from loopwright.agents.controllers.bundle import list_policies, load_policy, save_policy
+    from loopwright.agents.controllers.hub import load_from_hub, push_to_hub
     from loopwright.agents.controllers.policy import Policy
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from loopwright.agents.steering.optimizer import PlanOptimizer, optimizer
     from loopwright.agents.steering.steering import Steering
     from loopwright.agents.training.config import TrainingConfig
-    from loopwright.agents.training.extraction import extract_policy
+    from loopwright.agents.training.extraction import extract_policy, insert_policy
+    from loopwright.agents.training.rllib import extract_rllib_policy
     from loopwright.agents.training.trainer import train
     from loopwright.envs.engine.prices import measure_prices
     from loopwright.envs.episode.calibration import calibrate
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "agents.controllers.bundle": ("list_policies", "load_policy", "save_policy"),
+    "agents.controllers.hub": ("load_from_hub", "push_to_hub"),
     "agents.controllers.policy": ("Policy",),
     "agents.controllers.tuned": ("load_competitors",),
     "agents.judging.judge": ("judge",),
@@ -53,7 +56,8 @@ _MODULES = {
     "agents.steering.steering": ("Steering",),
     "agents.judging.runner": ("run_controller",),
     "agents.training.config": ("TrainingConfig",),
-    "agents.training.extraction": ("extract_policy",),
+    "agents.training.extraction": ("extract_policy", "insert_policy"),
+    "agents.training.rllib": ("extract_rllib_policy",),
     "agents.training.trainer": ("train",),
     "envs.engine.prices": ("measure_prices",),
     "envs.episode.calibration": ("calibrate",),
@@ -111,17 +115,21 @@ __all__ = [
     "attach",
     "calibrate",
     "extract_policy",
+    "extract_rllib_policy",
     "get_suite",
     "get_task",
+    "insert_policy",
     "judge",
     "list_families",
     "list_policies",
     "list_suites",
     "load_competitors",
+    "load_from_hub",
     "load_policy",
     "make_task",
     "measure_prices",
     "optimizer",
+    "push_to_hub",
     "replay",
     "run_controller",
     "save_policy",

@@ -343,7 +343,7 @@ def test_bad_requests_say_what_is_accepted() -> None:
         env.step(np.array([*env.action_space.nvec[:-1] - 1, 7]))
     with pytest.raises(LoopwrightError, match="unknown reset option 'tsak'"):
         env.reset(options={"tsak": 1})
-    with pytest.raises(LoopwrightError, match="render_mode must be None or 'rgb_array', got 'human'"):
+    with pytest.raises(LoopwrightError, match="render_mode must be None, 'rgb_array' or 'ansi'; got 'human'"):
         TrainingLoopVectorEnv(1, render_mode="human", **QUICK)
     with pytest.raises(LoopwrightError, match="SAME_STEP"):
         SB3VecEnv(TrainingLoopVectorEnv(1, **QUICK))

@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from loopwright.agents.controllers.bundle import SHIPPED, list_policies, load_policy, save_policy
@@ -23,7 +25,7 @@ from loopwright.agents.judging.runner import run_controller
 from loopwright.agents.training import trainer
 from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.config import ALGORITHMS, CONTRIB_ALGORITHMS, PRESETS, TrainingConfig, find_hidden
-from loopwright.agents.training.extraction import extract_policy
+from loopwright.agents.training.extraction import extract_policy, insert_policy
 from loopwright.agents.training.trainer import STANDING_STILL, prefer_standing_still, train
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -33,7 +35,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERS
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
-from loopwright.inner_tasks import Task, get_task
+from loopwright.inner_tasks import Task, get_suite, get_task
 
 QUICK = EpisodeSettings(budget_factor=0.4)
 TINY = {"lanes": 4, "suite": "demo-new", "compile": False, "checkpoint_every": 64}
@@ -56,7 +58,7 @@ def test_stable_baselines3_runs_2000_steps_on_the_vector_environment(algorithm: 
     assert torch.isfinite(weights).all()
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "SAC", "TD3"])
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C", "SAC", "TD3", "DQN"])
 def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path) -> None:
     options = SMALL_PPO if algorithm == "PPO" else {"n_steps": 8} if algorithm == "A2C" else {"learning_starts": 8}
     options = {**options, "policy_kwargs": {"net_arch": [16, 8]}}
@@ -73,10 +75,11 @@ def test_a_bundle_acts_as_the_policy_it_came_from(algorithm: str, tmp_path: Path
 
 def small_model(algorithm: type = PPO, normalised: bool = False, **policy: object) -> tuple[BaseAlgorithm, KnobSet]:
     """A model that was never trained, whose weights are large enough to choose different actions."""
-    action = "discrete" if algorithm in (PPO, A2C) else "box"
+    action = {PPO: "discrete", A2C: "discrete", DQN: "flat"}.get(algorithm, "box")
     vector = TrainingLoopVectorEnv(2, tasks=["breast-cancer:1"], knobs="core", action=action, autoreset_mode="SameStep")
     envs = VecNormalize(SB3VecEnv(vector)) if normalised else SB3VecEnv(vector)
-    model = algorithm("MlpPolicy", envs, seed=0, device="cpu", policy_kwargs={"net_arch": [16], **policy})
+    rollout = {"n_steps": 8, "batch_size": 16} if algorithm is PPO else {}
+    model = algorithm("MlpPolicy", envs, seed=0, device="cpu", policy_kwargs={"net_arch": [16], **policy}, **rollout)
     with torch.no_grad():
         for weights in model.policy.parameters():
             weights.mul_(5)
@@ -95,6 +98,66 @@ def test_every_activation_comes_through(algorithm: type, activation: type[nn.Mod
     assert len(np.unique(acted, axis=0)) > 10
 
 
+def test_the_statistics_of_normalised_observations_come_through() -> None:
+    model, knobs = small_model(normalised=True)
+    normalize = model.get_vec_normalize_env()
+    assert normalize is not None
+    rng = np.random.default_rng(1)
+    normalize.obs_rms.update(
+        rng.normal(0.5, np.linspace(0.1, 3, len(OBSERVATION_NAMES)), (500, len(OBSERVATION_NAMES)))
+    )
+    policy = extract_policy(model, knobs, LoopPlan())
+    seen = rng.normal(0.5, 0.2, (200, len(OBSERVATION_NAMES))).astype(np.float32)
+    expected, _ = model.predict(normalize.normalize_obs(seen).astype(np.float32), deterministic=True)
+    np.testing.assert_array_equal(policy.act(seen), expected)
+    assert (policy.act(seen) != model.predict(seen, deterministic=True)[0]).any()
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC, DQN])
+def test_a_policy_goes_back_into_a_model(algorithm: type) -> None:
+    source, knobs = small_model(algorithm)
+    policy = extract_policy(source, knobs, LoopPlan())
+    model, _ = small_model(algorithm)
+    with torch.no_grad():
+        for weights in model.policy.parameters():
+            weights.mul_(-1)
+    insert_policy(model, policy)
+    seen = np.random.default_rng(1).normal(size=(50, len(OBSERVATION_NAMES))).astype(np.float32)
+    expected = source.predict(seen, deterministic=True)[0]
+    np.testing.assert_allclose(model.predict(seen, deterministic=True)[0], expected, atol=1e-6)
+    model.learn(8)
+    wider = algorithm("MlpPolicy", model.get_env(), device="cpu", policy_kwargs={"net_arch": [17]})
+    with pytest.raises(LoopwrightError, match=r"the policy's network is .*out_features=16.*out_features=17"):
+        insert_policy(wider, policy)
+
+
+def test_callbacks_of_others_see_and_end_a_training(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Impatient(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(self.num_timesteps)
+            return self.num_timesteps < 32
+
+    config = TrainingConfig(steps=640, options=SMALL_PPO, **TINY)
+    policy = train(config, tmp_path, show_progress=False, settings=QUICK, callback=Impatient())
+    assert seen == list(range(4, 33, 4))
+    assert policy.training["decisions"] == 32
+    assert load_policy(tmp_path / "policy.safetensors").fingerprint == policy.fingerprint
+
+
+def test_tensorboard_has_a_point_for_every_rollout_and_family(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=256, options=SMALL_PPO, **TINY)
+    train(config, tmp_path, show_progress=False, settings=replace(QUICK, budget_factor=0.1))
+    log = EventAccumulator(str(tmp_path / "tensorboard" / "agent_0"))
+    log.Reload()
+    tags = log.Tags()["scalars"]
+    assert [point.step for point in log.Scalars("time/fps")] == [64, 128, 192, 256]
+    assert {"rollout/ep_rew_mean", "episode/hit_rate"} <= set(tags)
+    families = {name.partition(":")[0] for name in get_suite("demo-new").tasks()}
+    assert {tag.partition("/")[0] for tag in tags if tag.endswith("/budget_share")} == {"episode", *families}
+
+
 class Halved(FlattenExtractor):
     """An extractor that would be lost without a trace: the network behind it has the same shape."""
 
@@ -106,7 +169,6 @@ def test_what_a_bundle_would_lose_is_refused() -> None:
     for match, options in {
         "Softsign.*accepted are linear layers": {"activation_fn": nn.Softsign},
         "a Halved: it takes the observation itself": {"features_extractor_class": Halved},
-        "VecNormalize: its statistics would be lost": {"normalised": True},
     }.items():
         model, knobs = small_model(**options)  # type: ignore[arg-type]
         with pytest.raises(LoopwrightError, match=match):
@@ -128,7 +190,7 @@ def test_a_bundle_is_proved_on_random_observations(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_every_advertised_algorithm_trains(tmp_path: Path) -> None:
     options: dict[str, dict[str, object]] = {
-        "PPO": SMALL_PPO, "A2C": {"n_steps": 8}, "TRPO": {"n_steps": 16, "batch_size": 32},
+        "PPO": SMALL_PPO, "MaskablePPO": SMALL_PPO, "A2C": {"n_steps": 8}, "TRPO": {"n_steps": 16, "batch_size": 32},
         "ARS": {"n_delta": 2, "n_eval_episodes": 1},
     }  # fmt: skip
     for algorithm in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
@@ -256,8 +318,12 @@ def test_bad_configurations_are_refused() -> None:
         TrainingConfig(algorithm="DQN2")
     with pytest.raises(LoopwrightError, match="lanes must be 1 or more, got 0"):
         TrainingConfig(lanes=0)
-    with pytest.raises(LoopwrightError, match="SAC needs action='box'"):
+    with pytest.raises(LoopwrightError, match="SAC needs action='box', got 'discrete'"):
         TrainingConfig(algorithm="SAC", action="discrete")
+    with pytest.raises(LoopwrightError, match="MaskablePPO needs action='discrete' or 'flat', got 'box'"):
+        TrainingConfig(algorithm="MaskablePPO", action="box")
+    with pytest.raises(LoopwrightError, match="RecurrentPPO cannot be trained here: its policy remembers"):
+        TrainingConfig(algorithm="RecurrentPPO")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.randomness import draw_candidates, draw_control_samples, make_key
 from loopwright.envs.engine.reference import ReferenceLoop
 from loopwright.envs.engine.scope import Scope, find_scope
+from loopwright.envs.engine.serial_lanes import SerialLanes
 from loopwright.envs.episode.snapshots import LaneSnapshots
 from loopwright.envs.loop.arithmetic import Many, One
 from loopwright.envs.loop.errors import LoopwrightError
@@ -72,11 +73,11 @@ def summarise_both(
 
 
 class Pair:
-    """The same runs in Lanes and in ReferenceLoop."""
+    """The same runs in Lanes, or SerialLanes, and in ReferenceLoop."""
 
-    def __init__(self, task: Task, runs: int, dtype: torch.dtype = EXACT) -> None:
+    def __init__(self, task: Task, runs: int, dtype: torch.dtype = EXACT, engine: type[Lanes] = Lanes) -> None:
         self.task = task
-        self.lanes = Lanes(task, runs, dtype=dtype)
+        self.lanes = engine(task, runs, dtype=dtype)
         seeds = [11 + 7 * i for i in range(runs)]
         self.lanes.load(range(runs), [task] * runs, seeds)
         self.loops = [ReferenceLoop(task, seed, dtype=dtype) for seed in seeds]
@@ -110,6 +111,15 @@ def test_lanes_equal_the_reference_over_100_updates(optimizer: str, knob: str, s
     pair = Pair(small_task, len(plans))
     for _ in range(4):
         pair.run(plans, 25 * max(plan.batch for plan in plans))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("knob", KNOB_SETTINGS)
+def test_serial_lanes_equal_the_reference(optimizer: str, knob: str, small_task: Task) -> None:
+    plans = [replace(BASE[optimizer], **change) for change in KNOB_SETTINGS[knob]]  # type: ignore[arg-type]
+    pair = Pair(small_task, len(plans), engine=SerialLanes)
+    for _ in range(2):
+        pair.run(plans, 8 * max(plan.batch for plan in plans) + 1)
 
 
 def scaled_task(scale: float) -> Task:
@@ -175,8 +185,9 @@ def test_every_knob_is_held_to_the_reference() -> None:
     assert fields - tried == {"optimizer", "rollback"}  # the parameter of every test here, and the next test
 
 
-def test_lanes_equal_the_reference_after_a_snapshot_is_restored(small_task: Task) -> None:
-    pair = Pair(small_task, 2)
+@pytest.mark.parametrize("engine", [Lanes, SerialLanes])
+def test_lanes_equal_the_reference_after_a_snapshot_is_restored(engine: type[Lanes], small_task: Task) -> None:
+    pair = Pair(small_task, 2, engine=engine)
     plans = [LoopPlan(batch=3, average=8.0, order="hard-first", echo=2), LoopPlan(sweep="top-down")]
     first = [loop.snapshot() for loop in pair.loops]
     pair.run(plans, 20)
@@ -190,9 +201,10 @@ def test_lanes_equal_the_reference_after_a_snapshot_is_restored(small_task: Task
     pair.run(plans, 20)
 
 
+@pytest.mark.parametrize("engine", [Lanes, SerialLanes])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_lanes_equal_the_reference_on_every_shape(optimizer: str, any_task: Task) -> None:
-    Pair(any_task, 1).run([replace(BASE[optimizer], depth=0.5, keep=0.5)], 50)
+def test_lanes_equal_the_reference_on_every_shape(optimizer: str, engine: type[Lanes], any_task: Task) -> None:
+    Pair(any_task, 1, engine=engine).run([replace(BASE[optimizer], depth=0.5, keep=0.5)], 50)
 
 
 SEQUENCE_MODELS = {
@@ -245,10 +257,11 @@ plans = st.builds(
 )
 
 
+@pytest.mark.parametrize("engine", [Lanes, SerialLanes])
 @settings(max_examples=5)
-@given(st.lists(plans, min_size=50, max_size=50))
-def test_lanes_equal_the_reference_when_the_plan_keeps_changing(chosen: list[LoopPlan]) -> None:
-    pair = Pair(get_task("breast-cancer:1"), 1)
+@given(chosen=st.lists(plans, min_size=50, max_size=50))
+def test_lanes_equal_the_reference_when_the_plan_keeps_changing(engine: type[Lanes], chosen: list[LoopPlan]) -> None:
+    pair = Pair(get_task("breast-cancer:1"), 1, engine=engine)
     for plan in chosen:
         pair.run([plan], 5 * plan.batch)  # five updates, or four and what the plan before had gathered
 
