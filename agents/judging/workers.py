@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
+from joblib.parallel import LokyBackend
 
 Result = TypeVar("Result")
 LOOKED_EVERY = 0.5  # seconds between a worker's looks for the process it works for
-_watching = threading.Event()
 
 
 def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
@@ -24,8 +24,8 @@ def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]]
         for part in parts:
             yield function(*part)
         return
-    work = (delayed(_work_for)(os.getpid(), function, part) for part in parts)
-    found = Parallel(n_jobs=workers, return_as="generator_unordered")(work)
+    work = (delayed(function)(*part) for part in parts)
+    found = Parallel(n_jobs=workers, backend=_Watched(), return_as="generator_unordered")(work)
     try:
         for result in found:  # noqa: UP028  (whoever closes this does not close that without the filter below)
             yield result
@@ -35,13 +35,17 @@ def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]]
             found.close()
 
 
-def _work_for(parent: int, function: Callable[..., Result], part: tuple[Any, ...]) -> Result:
-    """What a worker does."""
-    if not _watching.is_set():
-        _watching.set()
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+class _Watched(LokyBackend):  # type: ignore[misc]
+    """Prepares its processes when they start: one that is killed before their first part leaves them waiting for it."""
+
+    def configure(self, *arguments: Any, **options: Any) -> Any:
+        return super().configure(*arguments, initializer=_prepare, initargs=(os.getpid(),), **options)
+
+
+def _prepare(parent: int) -> None:
+    """Make this process a worker."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
-    return function(*part)
 
 
 def _end_with(parent: int) -> None:

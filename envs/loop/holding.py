@@ -4,6 +4,7 @@ The lock is the kernel's, so that whoever is killed lets go of it. Its file (``.
 beside a file) says who holds it, and stays. Within a process it can be taken again.
 """
 
+import glob
 import os
 import shlex
 import sys
@@ -50,9 +51,15 @@ def holding_file(path: Path) -> Iterator[None]:
 def lock_file(path: Path) -> BaseFileLock:
     """Hold ``path``, which need not exist, for as long as the lock that is returned is referred to.
 
+    What a killed process left of it unfinished is removed.
     Raises ``LoopwrightError`` where another process holds it, and names that, or where its folder cannot be written to.
     """
-    return _lock(path, path.with_name(f".{path.name}{LOCK}"))
+    lock = _lock(path, path.with_name(f".{path.name}{LOCK}"))
+    if lock.lock_counter == 1:
+        for left in path.parent.glob(f".{glob.escape(path.stem)}.*"):
+            if is_unfinished(left) and left.suffix == path.suffix:
+                left.unlink(missing_ok=True)
+    return lock
 
 
 def _lock(what: Path, file: Path) -> BaseFileLock:
