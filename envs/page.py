@@ -95,6 +95,7 @@ from 0 on; fine, not finite, loss spike, gradient spike.
 | `plain_runs` | float | 0.0 | chance of a start around torch's AdamW, its optimizer and batch size held |
 | `settings` | EpisodeSettings or mapping | EpisodeSettings() | microbatch, ticks per decision, budget, reward, guard |
 | `ledgers` | path | None | folder for an audit log per episode (`envs.loop.ledger`) |
+| `texts` | bool | True | False leaves out of `info` what is no number, and gives `plan` as numbers (for TorchRL) |
 | `render_mode` | str | None | "rgb_array" draws the run so far, "ansi" says it |
 
 ``reset(options=dict(task=name))`` chooses the task of one episode.

@@ -28,6 +28,7 @@ from loopwright.envs.torch_modes import in_own_modes
 from loopwright.inner_tasks.task import Task
 
 FloatArray = npt.NDArray[np.float32]
+TEXTS = ("task", "outcome", "verdict")  # entries of an info that are no numbers
 SHAPES_KEPT = 16  # task shapes whose lanes are kept from one episode to another
 
 
@@ -53,6 +54,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         settings: EpisodeSettings | Mapping[str, Any] | None = None,
         ledgers: Path | str | None = None,
         render_mode: str | None = None,
+        texts: bool = True,
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
         self.settings = choose_settings(settings, prices)
@@ -61,7 +63,8 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
             withheld=withheld, open_runs=open_runs, plain_runs=plain_runs,
         )  # fmt: skip
         self.knobs = KnobSet(knobs, action)
-        self.ledgers = ledgers
+        check_kind("texts", texts, bool, "True or False")
+        self.ledgers, self.texts = ledgers, texts
         self.observation_space = make_observation_space()  # type: ignore[assignment]
         self.action_space = make_action_space(self.knobs)
         self._batches: dict[object, EpisodeBatch] = {}
@@ -115,7 +118,9 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
         info = self._describe(episode, decision)
         if self.render_mode:
-            self._frames.append(Frame(*(info[name] for name in Frame._fields)))
+            state = episode.describe(decision)
+            plan = unstack_plans(episode.plans)[0].as_dict()
+            self._frames.append(Frame(*(state[name][0] for name in Frame._fields[:-1]), plan))
         reward, done = float(decision.reward[0]), bool(decision.done[0])
         return self._observe(episode), reward, done, False, info
 
@@ -148,11 +153,13 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         observation: FloatArray = episode.observation[0].numpy().copy()
         return observation
 
-    @staticmethod
-    def _describe(episode: EpisodeBatch, decision: Decision | None) -> dict[str, Any]:
+    def _describe(self, episode: EpisodeBatch, decision: Decision | None) -> dict[str, Any]:
         """Info after a decision, or with None at the start of an episode, where the loss, not yet known, is NaN."""
         info = {name: values[0] for name, values in episode.describe(decision or Decision.none(1)).items()}
-        return info | {"plan": unstack_plans(episode.plans)[0].as_dict()}
+        if self.texts:
+            return info | {"plan": unstack_plans(episode.plans)[0].as_dict()}
+        info = {name: np.float64(value) for name, value in info.items() if name not in TEXTS}
+        return info | {"plan": episode.plans[:, 0].double().numpy()}
 
 
 def find_masks(knobs: KnobSet, batch: EpisodeBatch, held: Mask) -> Mask:

@@ -20,13 +20,13 @@ from loopwright.envs.loop.averages import Mask
 from loopwright.envs.loop.checks import MOST_LANES, check_counts, check_kind, check_whole
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KnobSet
-from loopwright.envs.loop.plan import LoopPlan, describe_rows, unstack_plans
+from loopwright.envs.loop.plan import LoopPlan, unstack_plans
 from loopwright.envs.picture import RunPicture
 from loopwright.envs.render import RENDER_MODES, Frame, check_render_mode, say_run
 from loopwright.envs.sampling import Spread, TaskSampler, check_task, draw_task
 from loopwright.envs.spaces import make_action_space, make_observation_space
 from loopwright.envs.torch_modes import in_own_modes
-from loopwright.envs.training_loop import FloatArray, find_masks, make_batch
+from loopwright.envs.training_loop import TEXTS, FloatArray, find_masks, make_batch
 from loopwright.inner_tasks.registry import get_shape
 from loopwright.inner_tasks.task import Task
 
@@ -66,9 +66,10 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         render_mode: "rgb_array" or "ansi": ``render`` gives a picture or a table of every run so far; or None.
 
     The other arguments are those of ``TrainingLoopEnv``. ``info`` holds for each entry of that environment's an array
-    ``[num_envs]``, and under ``plan`` one for each field. ``reset(options={"reset_mask": mask})`` resets the
-    environments of a boolean mask ``[num_envs]`` only; ``{"task": name}`` chooses their task, or a list of ``num_envs``
-    the task of each, all of the shape that the environment has.
+    ``[num_envs]``, and ``plan`` always as numbers, ``[num_envs, fields]``, a field that takes names (``CHOICES``) as
+    its position among them. ``reset(options={"reset_mask": mask})`` resets the environments of a boolean mask
+    ``[num_envs]`` only; ``{"task": name}`` chooses their task, or a list of ``num_envs`` the task of each, all of the
+    shape that the environment has.
     """
 
     @in_own_modes()
@@ -89,19 +90,21 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
         settings: EpisodeSettings | Mapping[str, Any] | None = None,
         ledgers: Path | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        texts: bool = True,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         super().__init__()
         self.autoreset_mode, self.render_mode = _find_mode(autoreset_mode), check_render_mode(render_mode)
         check_counts(max_episode_steps=(max_episode_steps, 1))
+        check_kind("texts", texts, bool, "True or False")
         check_whole("num_envs", num_envs, 0, MOST_LANES)  # at least one per task shape, which _divide counts
         settings = choose_settings(settings, prices)
         self.sampler = TaskSampler(
             suite, choose_tasks(tasks), choose_plan(plan), spread=choose_spread(spread), settings=settings,
             withheld=withheld, open_runs=open_runs, plain_runs=plain_runs,
         )  # fmt: skip
-        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.num_envs, self.max_episode_steps, self.texts = num_envs, max_episode_steps, texts
         self.knobs = KnobSet(knobs, action)
         self.single_observation_space = make_observation_space()
         self.single_action_space = make_action_space(self.knobs)
@@ -333,14 +336,9 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             fresh = None if begun is None else begun[part]
             for name, values in batch.describe(decision if fresh is None else decision.without(fresh)).items():
                 info.setdefault(name, []).extend(values)
-        plans = [describe_rows(batch.plans) for _, batch, _ in self._groups]
-        plan = {name: np.concatenate([own[name] for own in plans]) for name in plans[0]}
-        info = {name: make_array(values) for name, values in info.items()}
-        return self._mark(info | {"plan": self._mark(plan)})
-
-    def _mark(self, values: Info) -> Info:
-        """With a mask beside each entry, as Gymnasium has it: every environment says everything."""
-        return values | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in values}
+        info = {name: make_array(values) for name, values in info.items() if self.texts or name not in TEXTS}
+        info["plan"] = np.concatenate([group.batch.plans.T.double().numpy() for group in self._groups])
+        return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}
 
 
 def make_array(values: Sequence[Any]) -> npt.NDArray[Any]:

@@ -136,7 +136,6 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "echo": ("a whole number >= 1", _is_count),
     "rollback": ("true or false", lambda value: value in (True, False)),
 }
-_DEFAULT = LoopPlan()
 PLAN_FIELDS = tuple(field.name for field in fields(LoopPlan))
 ROW = {name: row for row, name in enumerate(PLAN_FIELDS)}
 
@@ -161,18 +160,6 @@ def describe_column(column: Mapping[str, float]) -> dict[str, Any]:
     """The numbers of a plan as ``LoopPlan.as_json`` has them: choices by name, infinity as "inf"."""
     named = {name: CHOICES[name][round(value)] if name in CHOICES else value for name, value in column.items()}
     return {name: "inf" if value == math.inf else value for name, value in named.items()}
-
-
-def describe_rows(plans: torch.Tensor) -> dict[str, npt.NDArray[Any]]:
-    """The fields of stacked plans by name, each ``[lanes]``, of the kinds that ``LoopPlan`` has; choices as objects."""
-    found: dict[str, npt.NDArray[Any]] = {}
-    for name, row in name_rows(plans).items():
-        if name in CHOICES:
-            found[name] = np.array(CHOICES[name], dtype=object)[row.astype(int)]
-        else:
-            kind = type(getattr(_DEFAULT, name))
-            found[name] = row.astype(kind)
-    return found
 
 
 def unstack_plans(plans: torch.Tensor) -> list[LoopPlan]:

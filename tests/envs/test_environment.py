@@ -34,7 +34,7 @@ MIXED = ["breast-cancer:1", "mixtures:100000", "mixtures:100001"]
 
 
 @pytest.mark.parametrize("env_id", loopwright.ENVIRONMENT_IDS)
-@pytest.mark.parametrize("action", ["discrete", "box"])
+@pytest.mark.parametrize("action", ["discrete", "box", "flat"])
 def test_both_env_checkers_pass_without_a_warning(env_id: str, action: str) -> None:
     env = gym.make(env_id, action=action, render_mode="rgb_array", **QUICK)
     check_env(env.unwrapped)

@@ -20,7 +20,7 @@ from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.ledger import read_ledger
-from loopwright.envs.loop.plan import LoopPlan, stack_plans, unstack_plans
+from loopwright.envs.loop.plan import PLAN_FIELDS, LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.sampling import Spread
 from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.training_loop import TrainingLoopEnv
@@ -84,14 +84,31 @@ def test_the_infos_of_a_vector_are_those_of_gymnasiums_own() -> None:
     for found, expected in ((native.reset(seed=0)[1], singles.reset(seed=0)[1]),
                             (native.step(still)[4], singles.step(still)[4])):  # fmt: skip
         assert found.keys() == expected.keys()
-        assert found["plan"].keys() == expected["plan"].keys()
-        for name, value in flatten(expected).items():
-            own = flatten(found)[name]
+        plans = [{name: column[i] for name, column in expected["plan"].items() if name[0] != "_"} for i in range(2)]
+        np.testing.assert_allclose(found["plan"], stack_plans([LoopPlan(**plan) for plan in plans]).T, rtol=1e-5)
+        for name, value in expected.items():
+            if name == "plan":
+                continue
+            own = found[name]
             assert own.dtype == value.dtype, name
             if own.dtype == object:
                 assert own.tolist() == value.tolist()
             else:
                 np.testing.assert_allclose(own, value, atol=1e-5, err_msg=name)
+
+
+def test_an_info_may_be_numbers_alone() -> None:
+    envs = TrainingLoopVectorEnv(2, texts=False, autoreset_mode="SAME_STEP", max_episode_steps=1, **QUICK)
+    for info in (envs.reset(seed=0)[1], (ended := envs.step(envs.action_space.sample())[4]), ended["final_info"]):
+        numbers = {name: value for name, value in info.items() if name[0] != "_" and not name.startswith("final")}
+        assert {"outcome_code", "verdict_code", "plan", "cost"} <= numbers.keys()
+        assert all(value.dtype.kind in "if" for value in numbers.values())
+    single = TrainingLoopEnv(texts=False, **QUICK)
+    for info in (single.reset(seed=0)[1], single.step(single.action_space.sample())[4]):
+        assert {type(value) for value in info.values()} == {np.float64, np.ndarray}
+        assert info["plan"].shape == (len(PLAN_FIELDS),)
+    with pytest.raises(LoopwrightError, match="texts must be True or False, got 1"):
+        TrainingLoopVectorEnv(2, texts=1, **QUICK)  # type: ignore[arg-type]
 
 
 def test_a_vector_takes_tasks_by_name_at_reset() -> None:
