@@ -202,10 +202,11 @@ def test_the_readme_examples_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_users_strict_type_check_passes_on_every_example(tmp_path: Path) -> None:
-    """With the package as it is installed, from a wheel or from a clone."""
+    """With the package as it is installed, from a wheel or from a clone; what torch leaves untyped is its own."""
     script = tmp_path / "mine.py"
     script.write_text("\n".join(examples("README.md", "")))
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(script)]
+    strict = ["--strict", "--untyped-calls-exclude=torch", "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "mypy", *strict, str(script)]
     outside = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=outside)
     assert result.returncode == 0, result.stdout
