@@ -118,9 +118,8 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
         info = self._describe(episode, decision)
         if self.render_mode:
-            state = episode.describe(decision)
-            plan = unstack_plans(episode.plans)[0].as_dict()
-            self._frames.append(Frame(*(state[name][0] for name in Frame._fields[:-1]), plan))
+            cost, loss, outcome, verdict = (episode.describe(decision)[name][0] for name in Frame._fields[:-1])
+            self._frames.append(Frame(cost, loss, outcome, verdict, unstack_plans(episode.plans)[0].as_dict()))
         reward, done = float(decision.reward[0]), bool(decision.done[0])
         return self._observe(episode), reward, done, False, info
 

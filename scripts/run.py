@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +21,17 @@ def compile_where_possible() -> bool:
     if not has_compiler():
         print("no C++ compiler (g++ or clang++) found: the inner loop runs several times slower", file=sys.stderr)
     return has_compiler()
+
+
+def working_on(backend: str, address: str) -> AbstractContextManager[None]:
+    """What the workers of a command are within: nothing on this machine, or a Ray cluster."""
+    if backend == "ray":
+        from loopwright.agents.judging.workers import working_on_ray  # slow to load, and for some commands only
+
+        return working_on_ray(address)
+    if address:
+        raise LoopwrightError(f"address is that of a Ray cluster, and needs --backend ray; got {address!r}")
+    return nullcontext()
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
-from loopwright.agents.judging.workers import work_apart
+from loopwright.agents.judging.workers import work_apart, works_here
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.episode.batch import EpisodeBatch
@@ -135,7 +135,7 @@ def _find_company(controller: Controller, ledgers: Path | None) -> tuple[object,
 
 def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterator[tuple[int, RunRecord]]:
     """Numbers and records of all jobs, as they end; from workers, a part at a time."""
-    if workers == 1:
+    if works_here(workers):
         for part in parts:
             yield from _run_part(part, follow)
         return

@@ -5,21 +5,33 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
 from joblib.parallel import LokyBackend
 
+from loopwright.envs.loop.checks import say_briefly
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.extras import import_extra
+
 Result = TypeVar("Result")
+RETRIES = 3  # of a part whose worker is lost, on Ray
+_on_ray = False
 LOOKED_EVERY = 0.5  # seconds between a worker's looks for the process it works for
 
 
 def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
     """What ``function`` makes of the arguments in each of ``parts``, as it is found, by so many ``workers``.
 
-    One worker is this process. The others are killed where the iterator is closed, or fails, before its end.
+    One worker is this process. The others are killed where the iterator is closed, or fails, before its end. Within
+    ``working_on_ray`` they are workers of a Ray cluster, so many at a time.
     """
+    if _on_ray:
+        yield from _work_on_ray(function, parts, workers)
+        return
     if workers == 1:
         for part in parts:
             yield function(*part)
@@ -33,6 +45,54 @@ def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of results that nobody took
             found.close()
+
+
+def works_here(workers: int) -> bool:
+    """Whether so many workers are this process alone."""
+    return workers == 1 and not _on_ray
+
+
+@contextmanager
+def working_on_ray(address: str = "") -> Iterator[None]:
+    """Within it parts are worked on by a Ray cluster: the one at ``address``, or one that is started on this machine.
+
+    Raises ``LoopwrightError`` where the extra is missing or there is no cluster at the address.
+    """
+    global _on_ray
+    ray = import_extra("ray", "ray")
+    try:
+        ray.init(address=address or None, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as problem:
+        raise LoopwrightError(f"cannot reach Ray at {address or 'this machine'}: {say_briefly(problem)}") from problem
+    _on_ray = True
+    try:
+        yield
+    finally:
+        _on_ray = False
+        ray.shutdown()
+
+
+def _work_on_ray(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """A part of a worker that is lost is done again by another; its results come once, when it has ended."""
+    ray = import_extra("ray", "ray")
+    task = ray.remote(max_retries=RETRIES, num_cpus=1)(_work_for)
+    left, working = iter(parts), list[Any]()
+    try:
+        while True:
+            working += [task.remote(function, part) for part in islice(left, workers - len(working))]
+            if not working:
+                return
+            (done, *_), working = ray.wait(working)
+            yield ray.get(done)
+    finally:
+        for reference in working:
+            ray.cancel(reference, force=True)
+
+
+def _work_for(function: Callable[..., Result], part: tuple[Any, ...]) -> Result:
+    """What a worker of a cluster does."""
+    torch.set_num_threads(1)
+    return function(*part)
 
 
 class _Watched(LokyBackend):  # type: ignore[misc]
