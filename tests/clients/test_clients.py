@@ -27,6 +27,7 @@ NEEDED = {
     ),
     "RLlib": (["ray"], "rllib.safetensors"),
     "TorchRL": (["torchrl"], ""),
+    "tianshou": (["tianshou"], ""),
 }
 QUIET = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "RAY_DEDUP_LOGS": "0", "OMP_NUM_THREADS": "1"}
 
