@@ -59,7 +59,7 @@ CARDS: list[tuple[dict[str, Any], str]] = [
     ({"knobs": "all+lr"}, "unknown knob or knob set 'all'"),
     ({"knobs": ["lr"]}, "card: knobs: Input should be a valid string"),
     ({"action": "box"}, "outputs, where lr.clip takes 2"),
-    ({"action": "any"}, "card: action: must be one of discrete, box, got 'any'"),
+    ({"action": "any"}, "card: action: must be one of discrete, box, flat, got 'any'"),
     ({"activation": "eval"}, "card: activation: must be one of tanh, relu"),
     ({"squashed": 0}, "card: squashed: Input should be a valid boolean, got 0"),
     ({"start": {}}, "card: start.optimizer: Field required"),

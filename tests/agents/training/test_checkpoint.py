@@ -24,15 +24,16 @@ from loopwright.envs.sb3 import SB3VecEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
 
 QUICK = EpisodeSettings(budget_factor=0.4, ticks_per_decision=4)
+SMALL_PPO = {"n_steps": 8, "batch_size": 16, "n_epochs": 1}
 SMALL: dict[str, dict[str, Any]] = {
-    "PPO": {"n_steps": 8, "batch_size": 16, "n_epochs": 1}, "A2C": {"n_steps": 8},
+    "PPO": SMALL_PPO, "MaskablePPO": SMALL_PPO, "A2C": {"n_steps": 8},
     "TRPO": {"n_steps": 8, "batch_size": 16}, "ARS": {"n_delta": 2, "n_eval_episodes": 1},
 }  # fmt: skip
 OFF_POLICY = {"learning_starts": 8, "batch_size": 16}
 
 
 def make_model(algorithm: str, **options: Any) -> BaseAlgorithm:
-    action = "discrete" if algorithm in ("PPO", "A2C", "TRPO") else "box"
+    action = TrainingConfig(algorithm=algorithm).action_kind
     envs = TrainingLoopVectorEnv(
         2, tasks=["breast-cancer:1"], knobs="lr+clip", action=action, settings=QUICK, autoreset_mode="SameStep"
     )
