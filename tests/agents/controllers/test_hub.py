@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("huggingface_hub")
 
 import huggingface_hub.constants
+import huggingface_hub.file_download
 import huggingface_hub.hf_api
 
 from loopwright.agents.controllers.bundle import load_policy
@@ -62,6 +63,9 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(json.dumps(found).encode(), Content_Type="application/json")
 
     def do_GET(self) -> None:
+        if self.path.startswith("/api/models/me/tuner/revision/"):
+            self._answer(json.dumps({"id": "me/tuner", "sha": self._commit(), "xetEnabled": False}).encode())
+            return
         name = self.path.rpartition("/")[2]
         if name not in self.files or not self.path.startswith("/me/tuner/resolve/"):
             self._answer(b"", 404, X_Error_Code="EntryNotFound")
@@ -84,8 +88,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
         thread.start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                            endpoint + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
+        for module in (huggingface_hub.constants, huggingface_hub.file_download):  # the latter before version 1
+            template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         yield Hub.files
         server.shutdown()
