@@ -309,7 +309,9 @@ def test_bench_reports_every_figure(loopwright: Command, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--algorithm", "DQN"], "unknown algorithm 'DQN'"),
+        (["train", "--algorithm", "REINFORCE"], "unknown algorithm 'REINFORCE'"),
+        (["train", "--algorithm", "CrossQ"], "CrossQ cannot be trained here: its actor has batch normalisation"),
+        (["evaluate", "core", "--address", "auto"], "address is that of a Ray cluster, and needs --backend ray"),
         (["train", "--knobs", "warp"], "unknown knob or knob set 'warp'"),
         (["train", "--lanes", "0"], "lanes must be 1 or more, got 0"),
         (["train", "--suite", "nope"], "unknown suite 'nope'"),
