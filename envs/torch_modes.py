@@ -13,7 +13,7 @@ def in_own_modes() -> Iterator[None]:
     if before is not torch.float32:
         torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+        with torch.inference_mode(False):
             yield
     finally:
         if before is not torch.float32:

@@ -105,7 +105,7 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         self._held = self.knobs.find_held(start.held)
         episode.begin([0], [start])
         self._frames = []
-        return self._observe(episode), self._describe(episode, None)
+        return self._observe(episode), self._inform(self._describe(episode, Decision.none(1)), episode)
 
     @in_own_modes()
     def step(self, action: npt.NDArray[Any]) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
@@ -116,12 +116,11 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
             raise LoopwrightError("step() after the episode has ended; call reset()")
         actions = self.knobs.hold(self.knobs.check([action], 1), self._held)
         decision = episode.decide(self.knobs.apply(actions, episode.plans, episode.step_ratio), actions)
-        info = self._describe(episode, decision)
+        state = self._describe(episode, decision)
         if self.render_mode:
-            cost, loss, outcome, verdict = (episode.describe(decision)[name][0] for name in Frame._fields[:-1])
-            self._frames.append(Frame(cost, loss, outcome, verdict, unstack_plans(episode.plans)[0].as_dict()))
+            self._frames.append(Frame(*(state[name] for name in Frame._fields)))
         reward, done = float(decision.reward[0]), bool(decision.done[0])
-        return self._observe(episode), reward, done, False, info
+        return self._observe(episode), reward, done, False, self._inform(state, episode)
 
     def action_masks(self) -> Mask:
         """Which choices would change anything (``KnobSet.find_open``), flat, as sb3-contrib's MaskablePPO asks for it.
@@ -152,13 +151,18 @@ class TrainingLoopEnv(gym.Env[FloatArray, npt.NDArray[Any]]):
         observation: FloatArray = episode.observation[0].numpy().copy()
         return observation
 
-    def _describe(self, episode: EpisodeBatch, decision: Decision | None) -> dict[str, Any]:
-        """Info after a decision, or with None at the start of an episode, where the loss, not yet known, is NaN."""
-        info = {name: values[0] for name, values in episode.describe(decision or Decision.none(1)).items()}
+    @staticmethod
+    def _describe(episode: EpisodeBatch, decision: Decision) -> dict[str, Any]:
+        """Where the run stands after a decision, the plan included; where nothing was decided, the loss is NaN."""
+        state = {name: values[0] for name, values in episode.describe(decision).items()}
+        return state | {"plan": unstack_plans(episode.plans)[0].as_dict()}
+
+    def _inform(self, state: dict[str, Any], episode: EpisodeBatch) -> dict[str, Any]:
+        """The info that tells of a ``state``."""
         if self.texts:
-            return info | {"plan": unstack_plans(episode.plans)[0].as_dict()}
-        info = {name: np.float64(value) for name, value in info.items() if name not in TEXTS}
-        return info | {"plan": episode.plans[:, 0].double().numpy()}
+            return state
+        numbers = {name: np.float64(value) for name, value in state.items() if name not in (*TEXTS, "plan")}
+        return numbers | {"plan": episode.plans[:, 0].double().numpy()}
 
 
 def find_masks(knobs: KnobSet, batch: EpisodeBatch, held: Mask) -> Mask:

@@ -336,12 +336,12 @@ class TrainingLoopVectorEnv(gym.vector.VectorEnv[FloatArray, npt.NDArray[Any], n
             fresh = None if begun is None else begun[part]
             for name, values in batch.describe(decision if fresh is None else decision.without(fresh)).items():
                 info.setdefault(name, []).extend(values)
-        info = {name: make_array(values) for name, values in info.items() if self.texts or name not in TEXTS}
+        info = {name: _make_array(values) for name, values in info.items() if self.texts or name not in TEXTS}
         info["plan"] = np.concatenate([group.batch.plans.T.double().numpy() for group in self._groups])
         return info | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in list(info)}
 
 
-def make_array(values: Sequence[Any]) -> npt.NDArray[Any]:
+def _make_array(values: Sequence[Any]) -> npt.NDArray[Any]:
     """Values as Gymnasium's own vectors keep them: numbers of their kind, and texts as objects."""
     return np.array(values, dtype=object if isinstance(values[0], str) else type(values[0]))
 

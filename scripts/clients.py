@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.training_loop import TrainingLoopEnv
 from loopwright.envs.vector import TrainingLoopVectorEnv
+from loopwright.scripts.benchmarks import measure_rate
 
 LANES, FRAMES = 16, 100
 Rows = list[dict[str, float | str]]
@@ -21,7 +20,7 @@ def measure_clients(seconds: float) -> Rows:
     with limit_threads(1):
         for knobs in ("core", "all"):
             env = TrainingLoopEnv(suite="demo", knobs=knobs)
-            rate = _measure(_make_step(env), seconds)
+            rate = measure_rate(_make_step(env), 1, seconds)
             rows.append({"": f"one environment, {knobs}: decisions/s", "value": rate})
         rows.append({"": "one environment, all: seconds a frame, the first included", "value": measure_frames()})
         for compile in ("eager", *(["compiled"] if has_compiler() else [])):
@@ -32,7 +31,7 @@ def measure_clients(seconds: float) -> Rows:
             envs.action_space.seed(0)
             envs.reset(seed=0)
             step = lambda envs=envs: envs.step(envs.action_space.sample())  # noqa: E731
-            rate = LANES * _measure(step, seconds)
+            rate = measure_rate(step, LANES, seconds)
             rows.append({"": f"{LANES} in one batch, {compile}: decisions/s", "value": rate})
         rows.append({"": f"{LANES} in one batch: seconds until they are compiled", "value": made})
     return rows
@@ -60,17 +59,3 @@ def _make_step(env: TrainingLoopEnv) -> Callable[[], Any]:
             env.reset()
 
     return step
-
-
-def _measure(step: Callable[[], Any], seconds: float) -> float:
-    """Calls a second: the fastest of five stretches after a warm-up, which other processes disturb least."""
-    for _ in range(10):
-        step()
-    rates = []
-    for _ in range(5):
-        calls, begun = 0, time.perf_counter()
-        while time.perf_counter() - begun < seconds / 5:
-            step()
-            calls += 1
-        rates.append(calls / (time.perf_counter() - begun))
-    return float(np.max(rates))

@@ -141,17 +141,22 @@ def copy_layers(layers: list[nn.Module]) -> nn.Sequential:
     return network
 
 
+def draw_proofs(features: int, mean: Any = 0.0, deviation: Any = 1.0) -> npt.NDArray[np.float32]:
+    """Random observations ``[PROOFS, features]`` around a mean, within what an environment shows."""
+    seen = mean + deviation * np.random.default_rng(0).normal(0, 2, (PROOFS, features))
+    proofs: npt.NDArray[np.float32] = np.clip(seen, -LIMIT, LIMIT).astype(np.float32)
+    return proofs
+
+
 def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     """Raise ``LoopwrightError`` unless the policy acts as the model does, to which something is hidden."""
-    shape, features = model.observation_space.shape, policy.network[0].in_features
+    first: Any = policy.network[0]
+    shape, features = model.observation_space.shape, int(first.in_features)
     if shape != (features,):
         raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
-    seen = np.random.default_rng(0).normal(0, 2, (PROOFS, *shape))
     normalize = model.get_vec_normalize_env()
-    if normalize is not None and normalize.norm_obs:  # where nothing is clipped
-        mean, deviation = _read_statistics(normalize)
-        seen = mean + seen * deviation
-    seen = seen.clip(-LIMIT, LIMIT).astype(np.float32)
+    # Those of normalised observations lie where nothing is clipped.
+    seen = draw_proofs(features, *(_read_statistics(normalize) if normalize is not None and normalize.norm_obs else ()))
     shown = seen.copy()
     shown[:, list(hidden)] = 0.0
     shown = shown if normalize is None else normalize.normalize_obs(shown).astype(np.float32)

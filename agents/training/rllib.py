@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.training.extraction import PROOFS, copy_layers
+from loopwright.agents.training.extraction import copy_layers, draw_proofs
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
-from loopwright.envs.loop.observation import LIMIT, OBSERVATION_NAMES
+from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.plan import LoopPlan
 
 
@@ -42,7 +42,7 @@ def extract_rllib_policy(
             f"the network takes {shape[0]} features and gives {shape[1]} outputs; want {len(OBSERVATION_NAMES)} and "
             f"{knobs.outputs}"
         )
-    seen = np.random.default_rng(0).normal(0, 2, (PROOFS, shape[0])).clip(-LIMIT, LIMIT).astype(np.float32)
+    seen = draw_proofs(shape[0])
     with torch.no_grad():
         expected = module.forward_inference({"obs": torch.from_numpy(seen)})["action_dist_inputs"].numpy()
         found = network(torch.from_numpy(seen)).numpy()

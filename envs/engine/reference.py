@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from loopwright.envs.engine.cost import measure_cost
+from loopwright.envs.engine.cost import Cost, measure_cost
 from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.weights import draw_weights
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
@@ -26,6 +26,7 @@ from loopwright.inner_tasks.losses import compute_losses, compute_metric
 from loopwright.inner_tasks.task import Split, Task
 
 Tensors = list[torch.Tensor]
+BlockRange = tuple[int, int]  # the first active block, and the one after the last
 
 
 class ReferenceLoop:
@@ -147,29 +148,12 @@ class ReferenceLoop:
         self.cursor, self.uses = self.cursor + 1, 1
         drawn = draw_candidates(self.key, torch.tensor([self.cursor]), self.microbatch, len(self.task.train))
         candidates = torch.cat(drawn)  # [3, microbatch]
-        if plan.order == "shuffled":
-            chosen = candidates[0]
-        else:
-            loss = self.last_loss[candidates]
-            score = loss if plan.order == "hard-first" else -loss
-            score = torch.where(loss == math.inf, math.inf, score)  # those never seen come first in either order
-            chosen = candidates.gather(0, score.argmax(dim=0)[None])[0]
-        self.microbatch_read = chosen
+        self.microbatch_read = chosen = prefer_samples(plan, candidates, self.last_loss)
         return chosen
-
-    def _path(self, plan: LoopPlan) -> tuple[int, int]:
-        """First active block, and the one after the last."""
-        blocks = len(self.model)
-        length = min(max(round(plan.depth * blocks), 1), blocks)
-        if plan.sweep == "joint":
-            return blocks - length, blocks
-        turn = self.updates % length
-        block = blocks - length + turn if plan.sweep == "bottom-up" else blocks - 1 - turn
-        return block, block + 1
 
     def _activate(self, plan: LoopPlan) -> list[int]:
         """Let autograd see the active blocks only; the positions of their parameters."""
-        low, high = self._path(plan)
+        low, high = find_block_range(plan, len(self.model), self.updates)
         for b, block in enumerate(self.model):
             block.requires_grad_(low <= b < high)
         return [i for i, b in enumerate(self.block_of) if low <= b < high]
@@ -191,14 +175,11 @@ class ReferenceLoop:
 
     def _kept(self, plan: LoopPlan) -> int:
         """How many samples of a microbatch are back-propagated."""
-        return min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
+        return count_kept_samples(plan, self.microbatch)
 
     def _tick_cost(self, plan: LoopPlan) -> float:
-        low, _ = self._path(plan)
-        per_sample = self.cost.path[low] if plan.sweep == "joint" else self.cost.single[low]
-        kept = self._kept(plan)
-        scoring = self.cost.forward * self.microbatch if kept < self.microbatch else 0.0
-        return kept * per_sample + scoring
+        low, _ = find_block_range(plan, len(self.model), self.updates)
+        return charge_tick(plan, self.cost, self.microbatch, low)
 
     @torch.no_grad()
     def _update(self, plan: LoopPlan, active: list[int], *, probe: bool) -> None:
@@ -272,6 +253,38 @@ class ReferenceLoop:
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Numbers, unless they are tokens or classes, in the loop's dtype."""
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def find_block_range(plan: LoopPlan, blocks: int, updates: int) -> BlockRange:
+    """Which of so many blocks are active in the update after ``updates``."""
+    length = min(max(round(plan.depth * blocks), 1), blocks)
+    if plan.sweep == "joint":
+        return blocks - length, blocks
+    turn = updates % length
+    block = blocks - length + turn if plan.sweep == "bottom-up" else blocks - 1 - turn
+    return block, block + 1
+
+
+def count_kept_samples(plan: LoopPlan, microbatch: int) -> int:
+    """How many samples of a microbatch are back-propagated."""
+    return min(max(round(plan.keep * microbatch), 1), microbatch)
+
+
+def charge_tick(plan: LoopPlan, cost: Cost, microbatch: int, low: int) -> float:
+    """What a tick costs in geq whose first active block is ``low``."""
+    per_sample = cost.path[low] if plan.sweep == "joint" else cost.single[low]
+    kept = count_kept_samples(plan, microbatch)
+    return kept * per_sample + (cost.forward * microbatch if kept < microbatch else 0.0)
+
+
+def prefer_samples(plan: LoopPlan, candidates: torch.Tensor, last_loss: torch.Tensor) -> torch.Tensor:
+    """Of the candidates ``[candidates, microbatch]`` for each sample the one that ``order`` prefers."""
+    if plan.order == "shuffled":
+        return candidates[0]
+    loss = last_loss[candidates]
+    score = loss if plan.order == "hard-first" else -loss
+    score = torch.where(loss == math.inf, math.inf, score)  # those never seen come first in either order
+    return candidates.gather(0, score.argmax(dim=0)[None])[0]
 
 
 def _copy(value: Any, into: Any = None) -> Any:

@@ -18,6 +18,13 @@ from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.lane_state import COUNTERS
 from loopwright.envs.engine.lanes import Lanes
 from loopwright.envs.engine.randomness import draw_candidates
+from loopwright.envs.engine.reference import (
+    BlockRange,
+    charge_tick,
+    count_kept_samples,
+    find_block_range,
+    prefer_samples,
+)
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.plan import LoopPlan, unstack_plans
 from loopwright.envs.loop.probe import Probe
@@ -27,7 +34,6 @@ from loopwright.inner_tasks.losses import compute_losses, compute_metric
 from loopwright.inner_tasks.task import Task
 
 _KEY, _TICKS, _CURSOR, _USES, _UPDATES = range(len(COUNTERS))
-BlockRange = tuple[int, int]  # the first active block, and the one after the last
 
 
 class LaneViews(NamedTuple):
@@ -105,14 +111,14 @@ class SerialLanes(Lanes):
         losses, geq, begun = [], 0.0, counters[_UPDATES]
         run.probe.begin()
         for tick, number in enumerate(chosen):
-            wanted = self._find_path(plan, counters[_UPDATES])
+            wanted = find_block_range(plan, self.layout.blocks, counters[_UPDATES])
             if wanted != path:
                 path = wanted
                 self._activate(run, path)
             if number is not None:
-                index = _prefer(plan, [own[number] for own in candidates], run.last_loss)
+                index = prefer_samples(plan, candidates[:, number], run.last_loss)
             losses.append(self._backward(run, plan, inputs[index], labels[index], index))
-            geq += self._charge(plan, path)
+            geq += charge_tick(plan, self._cost, self.microbatch, path[0])
             scalars[0] += 1
             if scalars[0] >= plan.batch:
                 self._update(run, plan, path, scalars, probe=tick >= ticks - WINDOW)
@@ -139,10 +145,10 @@ class SerialLanes(Lanes):
 
     def _plan_microbatches(
         self, plan: LoopPlan, counters: list[int], ticks: int, population: int
-    ) -> tuple[list[int | None], list[torch.Tensor]]:
+    ) -> tuple[list[int | None], torch.Tensor]:
         """For every tick the number of the candidates it chooses from, or None where it reads its samples again.
 
-        The candidates are ``[numbers, microbatch]``, a tensor for each that a sample has. Moves the counters on.
+        The candidates are ``[CANDIDATES, numbers, microbatch]``. Moves the counters on.
         """
         first, chosen = counters[_CURSOR] + 1, []
         for _ in range(ticks):
@@ -151,16 +157,8 @@ class SerialLanes(Lanes):
             counters[_USES] = 1 if renew else counters[_USES] + 1
             chosen.append(counters[_CURSOR] - first if renew else None)
         cursors = torch.arange(first, counters[_CURSOR] + 1)
-        return chosen, draw_candidates(torch.tensor(counters[_KEY]), cursors, self.microbatch, population)
-
-    def _find_path(self, plan: LoopPlan, updates: int) -> BlockRange:
-        blocks = self.layout.blocks
-        length = min(max(round(plan.depth * blocks), 1), blocks)
-        if plan.sweep == "joint":
-            return blocks - length, blocks
-        turn = updates % length
-        block = blocks - length + turn if plan.sweep == "bottom-up" else blocks - 1 - turn
-        return block, block + 1
+        drawn = draw_candidates(torch.tensor(counters[_KEY]), cursors, self.microbatch, population)
+        return chosen, torch.stack(drawn)
 
     def _activate(self, run: LaneViews, path: BlockRange) -> None:
         """Let autograd see the active blocks alone; what the others had gathered is forgotten."""
@@ -170,20 +168,11 @@ class SerialLanes(Lanes):
         run.gathered[: self._begins[low]].zero_()
         run.gathered[self._begins[high] :].zero_()
 
-    def _count_kept(self, plan: LoopPlan) -> int:
-        """How many samples of a microbatch are back-propagated."""
-        return min(max(round(plan.keep * self.microbatch), 1), self.microbatch)
-
-    def _charge(self, plan: LoopPlan, path: BlockRange) -> float:
-        per_sample = (self._cost.path if plan.sweep == "joint" else self._cost.single)[path[0]]
-        kept = self._count_kept(plan)
-        return kept * per_sample + (self._cost.forward * self.microbatch if kept < self.microbatch else 0.0)
-
     def _backward(
         self, run: LaneViews, plan: LoopPlan, inputs: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
         """Add the gradient of a microbatch's kept samples to what is gathered; the mean loss of all."""
-        kind, kept, seen = self._template.loss, self._count_kept(plan), None
+        kind, kept, seen = self._template.loss, count_kept_samples(plan, self.microbatch), None
         if kept < self.microbatch:
             with torch.no_grad():
                 seen = compute_losses(kind, run.model(inputs), labels)
@@ -230,14 +219,3 @@ class SerialLanes(Lanes):
         slices = [slice(self._begins[low], self._begins[high]) for low, high in stretches]
         rows = (run.weights, run.gathered, run.momentum, run.second_moment)
         return Parts(*([row[own] for own in slices] for row in rows))
-
-
-def _prefer(plan: LoopPlan, candidates: list[torch.Tensor], last_loss: torch.Tensor) -> torch.Tensor:
-    """Of the candidates for each sample, each ``[microbatch]``, the one that ``order`` prefers."""
-    if plan.order == "shuffled":
-        return candidates[0]
-    stacked = torch.stack(candidates)
-    loss = last_loss[stacked]
-    score = loss if plan.order == "hard-first" else -loss
-    score = torch.where(loss == math.inf, math.inf, score)  # those never seen come first in either order
-    return stacked.gather(0, score.argmax(dim=0)[None])[0]

@@ -204,16 +204,17 @@ class EpisodeBatch:
 
     def describe(self, decision: Decision) -> dict[str, list[Any]]:
         """Where every lane stands after ``decision``, as lists ``[lanes]`` of plain values by name."""
+        outcomes, verdicts = decision.outcome.tolist(), decision.verdict.tolist()
         return {
             "task": [None if task is None else task.name for task in self.tasks],
             "cost": self.budget.cost.tolist(),
             "budget": self.budget.total.tolist(),
             "loss": decision.loss.tolist(),
             "metric": decision.metric.tolist(),
-            "outcome": [OUTCOMES[code] for code in decision.outcome.tolist()],
-            "outcome_code": decision.outcome.tolist(),
-            "verdict": [VERDICTS[code] for code in decision.verdict.tolist()],
-            "verdict_code": decision.verdict.tolist(),
+            "outcome": [OUTCOMES[code] for code in outcomes],
+            "outcome_code": outcomes,
+            "verdict": [VERDICTS[code] for code in verdicts],
+            "verdict_code": verdicts,
         }
 
     def _roll_back(self, asked: torch.Tensor) -> None:
