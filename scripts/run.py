@@ -1,6 +1,5 @@
 """Runs one command's module: its ``Config`` is parsed from the command line, its ``main`` does the work."""
 
-import errno
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,10 +9,9 @@ import tyro
 
 from loopwright.envs.engine.fusing import has_compiler
 from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.storage import FULL
 from loopwright.scripts.ending import run_to_end
 from loopwright.scripts.limits import check_options
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what libraries meet as well that write by themselves
 
 
 def compile_where_possible() -> bool:

@@ -23,6 +23,7 @@ from loopwright.agents.training.callback import TrainingCallback
 from loopwright.agents.training.checkpoint import CHECKPOINT, restore_checkpoint
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
+from loopwright.agents.training.full_disk import tell_in_a_line
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import CheckpointError, LoopwrightError
@@ -67,6 +68,7 @@ def _train(
     others: list[BaseCallback],
 ) -> Policy:  # fmt: skip
     _claim(folder, config, resume)
+    tell_in_a_line()
     discount = 1.0 if config.algorithm == "ARS" else float(config.options.get("gamma", GAMMA))
     settings = replace(
         settings or EpisodeSettings(compile=config.compile), discount=discount, prices=config.prices,

@@ -3,6 +3,7 @@
 Whoever is interrupted, or finds the disk full, leaves what was there before. A failure is one line that names the file.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from loopwright.envs.loop.errors import LoopwrightError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what libraries meet as well that write by themselves
 _UNFINISHED = re.compile(r"\..+\.\d+\.unfinished(\.\w+)?")
 
 

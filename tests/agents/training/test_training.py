@@ -1,7 +1,10 @@
 """Training, resuming, bundles."""
 
+import errno
 import json
 import math
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +147,24 @@ def test_callbacks_of_others_see_and_end_a_training(tmp_path: Path) -> None:
     assert seen == list(range(4, 33, 4))
     assert policy.training["decisions"] == 32
     assert load_policy(tmp_path / "policy.safetensors").fingerprint == policy.fingerprint
+
+
+def test_a_log_that_meets_a_full_disk_ends_a_training_and_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = TrainingConfig(steps=640, options=SMALL_PPO, **TINY)
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path, show_progress=False, settings=QUICK)
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("tensorboard"):
+            thread.join()  # it tells a moment after it has let the training know
+    told = capfd.readouterr().err
+    assert "TensorBoard: cannot write its log: No space left" in told
+    assert "Traceback" not in told
 
 
 def test_tensorboard_has_a_point_for_every_rollout_and_family(tmp_path: Path) -> None:
