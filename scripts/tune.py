@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.scripts.run import compile_where_possible, run
+from loopwright.scripts.run import compile_where_possible, run, working_on
 
 
 @dataclass
@@ -44,6 +44,12 @@ class Config:
     """Tasks of the training suite they are tried on."""
     missing: bool = False
     """Leave alone what was tuned over as many configurations and tasks already: to go on after an interruption."""
+    workers: int = 1
+    """Processes to divide the work among, each with one thread."""
+    backend: Literal["local", "ray"] = "local"
+    """Where they are: on this machine, or on a Ray cluster (the extra ray)."""
+    address: str = ""
+    """Of the Ray cluster, such as auto; empty starts one on this machine."""
 
 
 class Counted:
@@ -66,7 +72,7 @@ def main(config: Config) -> None:
     for prices in config.prices:
         if prices not in TUNED_LISTS:
             raise LoopwrightError(f"prices must be among {', '.join(TUNED_LISTS)}; got {prices}")
-    with holding_file(TUNED_FILE):
+    with holding_file(TUNED_FILE), working_on(config.backend, config.address):
         tune_all(config)
 
 
@@ -86,7 +92,9 @@ def tune_all(config: Config) -> None:
         tasks = get_tasks(names)
         runs = sum(own.runs for own in plan_rounds(len(tried), tasks))
         with tqdm(total=runs, desc=f"{name}, {prices}", unit="run") as bar:
-            winner, share, decisions = tune_competitor(tried, tasks, settings, on_run=Counted(bar))
+            winner, share, decisions = tune_competitor(
+                tried, tasks, settings, on_run=Counted(bar), workers=config.workers
+            )
         lists = read_tuned_lists()
         lists.setdefault(prices, {})[name] = {
             "settings": describe_controller(winner),

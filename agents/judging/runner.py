@@ -9,6 +9,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import Author
 from loopwright.envs.loop.plan import ROW, unstack_plans
 from loopwright.inner_tasks.task import Task
+
+PARTS_EACH = 4  # that a worker is to have, where there are runs enough
 
 
 class Job(NamedTuple):
@@ -86,8 +89,8 @@ def run_jobs(
         on_run: called with each record when its run has ended.
         follow: asked after every run for another one of the same shape and kind; with it, the records returned are
             those of the last runs.
-        workers: processes, each with one thread, among which the batches are divided; with more than one, ``on_run``
-            hears of a batch's runs when all of them have ended.
+        workers: processes, each with one thread, among which the jobs are divided; with more than one, ``on_run`` hears
+            of a part's runs when all of them have ended.
 
     Raises:
         LoopwrightError: ``follow`` together with several workers.
@@ -126,6 +129,11 @@ class Part(NamedTuple):
     lanes: int
     ledgers: Path | None
 
+    @property
+    def flops(self) -> float:
+        """What it costs, nearly: of a pass, times the jobs."""
+        return len(self.jobs) * measure_cost(self.jobs[0].task.model).flops
+
 
 def _find_company(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
     """What controllers must have in common to share a batch."""
@@ -139,9 +147,22 @@ def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterato
         for part in parts:
             yield from _run_part(part, follow)
         return
-    dearest_first = sorted(parts, key=lambda part: -len(part.jobs) * measure_cost(part.jobs[0].task.model).flops)
+    dearest_first = sorted(cut_parts(parts, workers), key=lambda part: -part.flops)
     for found in work_apart(_work, ((part,) for part in dearest_first), workers):
         yield from found
+
+
+def cut_parts(parts: Sequence[Part], workers: int) -> list[Part]:
+    """The same jobs in parts that are small enough for so many workers to end at nearly the same time.
+
+    None has fewer jobs than lanes, which it keeps: what a run comes to does not depend on where parts are cut.
+    """
+    most, found = sum(part.flops for part in parts) / (PARTS_EACH * workers), list[Part]()
+    for part in parts:
+        pieces = max(1, min(len(part.jobs) // part.lanes, math.ceil(part.flops / most)))
+        ends = [round(at * len(part.jobs) / pieces) for at in range(pieces + 1)]
+        found += [part._replace(numbers=part.numbers[a:b], jobs=part.jobs[a:b]) for a, b in pairwise(ends)]
+    return found
 
 
 def _work(part: Part) -> list[tuple[int, RunRecord]]:

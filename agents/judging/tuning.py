@@ -67,14 +67,15 @@ def tune_competitor(
     settings: EpisodeSettings,
     *,
     on_run: Callable[[RunRecord], None] | None = None,
+    workers: int = 1,
 ) -> Tuned:
-    """The best of the controllers on these tasks."""
+    """The best of the controllers on these tasks; ``workers`` as in ``run_jobs``."""
     left, shares = list(range(len(tried))), dict.fromkeys(range(len(tried)), 0.0)
     runs: dict[int, list[RunRecord]] = {at: [] for at in left}
     for own in plan_rounds(len(tried), tasks):
         left = sorted(left, key=shares.__getitem__)[: own.candidates]
         jobs = [Job(tried[at], task, own.seed) for at in left for task in own.tasks]
-        records = iter(run_jobs(jobs, settings, on_run=on_run))
+        records = iter(run_jobs(jobs, settings, on_run=on_run, workers=workers))
         for at in left:
             runs[at] += [next(records) for _ in own.tasks]
         shares = {at: average_share(runs[at]) for at in left}

@@ -20,7 +20,7 @@ class Probe:
 
     Args:
         parameters: tensors of the shapes and the device of the run's parameters.
-        most: how many numbers of a vector to look at; None for all. It keeps five vectors of so many.
+        most: how many numbers of a vector to look at; None for all. It keeps five vectors of so many, within a window.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], most: int | None = MOST) -> None:
@@ -40,14 +40,17 @@ class Probe:
         self._products: list[torch.Tensor] = []
 
     def begin(self) -> None:
-        """Start a window: what was measured before is forgotten."""
+        """Start a window: what was measured before is forgotten, and until it is measured again there is no memory."""
         self._products.clear()
+        self._vectors.untyped_storage().resize_(0)
 
     def measure(
         self, gradients: Sequence[torch.Tensor], momenta: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
     ) -> None:
         """Take in the next update just before it is made; each argument has the shapes of the parameters."""
         v, scale, before = self._vectors, self._scale, bool(self._products)
+        if not before:
+            self._allocate()
         found = [*gradients, *momenta, *weights]
         if scale is not None:
             found = [t[::own] if own > 1 else t for t, own in zip(found, 3 * self._strides, strict=True)]
@@ -64,13 +67,21 @@ class Probe:
             products = torch.mm(rows, columns)
         self._products.append(products)
 
+    def _allocate(self) -> None:
+        """Have memory, which all views of the vectors share."""
+        self._vectors.untyped_storage().resize_(self._vectors.numel() * self._vectors.element_size())
+
     def state_dict(self) -> dict[str, Any]:
         """What was measured in the present window."""
-        return {"vectors": self._vectors.clone(), "products": [p.clone() for p in self._products]}
+        vectors = self._vectors.clone() if self._products else None
+        return {"vectors": vectors, "products": [p.clone() for p in self._products]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._vectors.copy_(state["vectors"])
+        self.begin()
         self._products = list(state["products"])
+        if self._products:
+            self._allocate()
+            self._vectors.copy_(state["vectors"])
 
     def read(self) -> Floats:
         """What was measured since ``begin``: ``[updates, len(PROBE), 1]``."""

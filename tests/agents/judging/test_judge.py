@@ -21,7 +21,7 @@ from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.judging.judge import RANDOM_POLICY, RESULTS, count_runs, judge
 from loopwright.agents.judging.report import write_report
 from loopwright.agents.judging.results import ResultsFile, RunRecord, TracePoint, read_results
-from loopwright.agents.judging.runner import Job, run_controller, run_jobs
+from loopwright.agents.judging.runner import Job, Part, cut_parts, run_controller, run_jobs
 from loopwright.agents.judging.search import TRIALS, Search, list_searches, run_searches
 from loopwright.agents.judging.statistics import GEQ, SECONDS
 from loopwright.agents.judging.timing import ROUNDS, convert_to_seconds, time_methods
@@ -376,6 +376,22 @@ def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypa
             assert calls[name, call] == does.get(call, 0), (name, call)
 
 
+def test_parts_are_cut_until_every_worker_has_some_but_fill_their_lanes() -> None:
+    jobs = [Job(bundle(0), get_task(name), seed) for name in (TASK, "digits-conv:0") for seed in range(100)]
+    whole = [
+        Part(list(range(first, first + 100)), jobs[first : first + 100], EpisodeSettings(), lanes, None)
+        for first, lanes in ((0, 8), (100, 64))
+    ]
+    for workers in (1, 2, 8, 64):
+        parts = cut_parts(whole, workers)
+        assert sorted(number for part in parts for number in part.numbers) == list(range(200))
+        assert all(jobs[number] is job for part in parts for number, job in zip(part.numbers, part.jobs, strict=True))
+        assert all(len(part.jobs) >= part.lanes for part in parts)
+    dear = cut_parts(whole, 64)[-1]  # it fills its lanes once, and cannot be cut
+    assert len(dear.jobs) == 100
+    assert len(cut_parts([whole[0]], 64)) == 12
+
+
 def test_workers_come_to_the_same_results(tiny_suite: None, tmp_path: Path) -> None:
     jobs = [
         Job(controller, get_task(name), seed)
@@ -389,6 +405,8 @@ def test_workers_come_to_the_same_results(tiny_suite: None, tmp_path: Path) -> N
     assert [r.key for r in shared] == [r.key for r in alone] == [job.key for job in jobs]
     assert [(r.outcome, r.cost) for r in shared] == [(r.outcome, r.cost) for r in alone]
     assert sorted(r.key for r in seen) == sorted(r.key for r in shared)
+    narrow = [run_jobs(jobs, EpisodeSettings(budget_factor=0.2), lanes=1, workers=workers) for workers in (1, 2)]
+    assert [(r.key, r.outcome, r.cost) for r in narrow[0]] == [(r.key, r.outcome, r.cost) for r in narrow[1]]
     searched: list[list[RunRecord]] = [[], []]
     for found, workers in zip(searched, (1, 2), strict=True):
         run_searches([get_task(TASK)], [1], EpisodeSettings(budget_factor=0.1), on_record=found.append, workers=workers)

@@ -155,11 +155,12 @@ def test_a_log_that_meets_a_full_disk_ends_a_training_and_is_told_in_a_line(
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    before = set(threading.enumerate())
     config = TrainingConfig(steps=640, options=SMALL_PPO, **TINY)
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", refuse)
     with pytest.raises(OSError, match="No space left"):
         train(config, tmp_path, show_progress=False, settings=QUICK)
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if type(thread).__module__.startswith("tensorboard"):
             thread.join()  # it tells a moment after it has let the training know
     told = capfd.readouterr().err

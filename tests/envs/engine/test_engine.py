@@ -488,6 +488,30 @@ def test_of_a_large_model_some_rows_stand_for_all() -> None:
     np.testing.assert_allclose(some[2, 8, 0] / lengths, whole[2, 8, 0] / lengths, atol=0.05)
 
 
+def test_statistics_keep_memory_within_a_window_alone() -> None:
+    def measure() -> None:
+        probe.measure(*([torch.randn(40, 10)] for _ in range(3)))
+
+    probe = Probe([torch.zeros(40, 10)])
+    storage = probe._vectors.untyped_storage()
+    for _ in range(2):
+        probe.begin()
+        assert storage.nbytes() == 0
+        again = copy.deepcopy(probe)
+        again.load_state_dict(probe.state_dict())
+        assert len(again.read()) == 0
+        measure()
+        again.load_state_dict(probe.state_dict())
+        assert storage.nbytes() == 5 * 400 * 4
+        torch.manual_seed(0)
+        measure()
+        torch.manual_seed(0)
+        probe, other = again, probe
+        measure()
+        np.testing.assert_array_equal(probe.read(), other.read())
+        storage = probe._vectors.untyped_storage()
+
+
 TORCH_TWINS = {
     "adamw": (
         LoopPlan(learning_rate=2e-3, weight_decay=0.1, batch=1),
