@@ -56,7 +56,10 @@ class Many:
 
     def join(self, columns: Sequence[Number]) -> Number:
         """``[lanes, len(columns)]``."""
-        return np.stack([np.broadcast_to(column, self.lanes) for column in columns], axis=1, dtype=np.float32)
+        found: Number = np.empty((self.lanes, len(columns)), np.float32)
+        for at, column in enumerate(columns):
+            found[:, at] = column
+        return found
 
 
 class One:
