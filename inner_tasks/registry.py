@@ -50,7 +50,7 @@ def get_shape(task: str | Task) -> ShapeKey:
 
 @lru_cache(maxsize=512)  # of a third of a megabyte each
 def get_task(name: str) -> Task:
-    """The task called ``family:seed``; those drawn lately are kept in memory. Raises ``LoopwrightError`` for another name."""
+    """The task called ``family:seed``; those drawn lately are kept. Raises ``LoopwrightError`` for another name."""
     family, seed = find_family(name)
     return family.make_task(seed)
 

@@ -103,10 +103,21 @@ def read_or_refuse(read: Callable[[Path], object], path: Path, content: bytes) -
         assert len(said) < 1000
 
 
+CHANCES = 10 * settings.default.max_examples  # a thousand, and a hundred thousand in ``make nightly``
+PARTS = max(1, CHANCES // 10_000)  # Hypothesis keeps what it has tried in memory: two kilobytes a chance
+
+
+@pytest.fixture(params=range(PARTS))
+def part(request: pytest.FixtureRequest) -> int:
+    """Of the chances; which there are is drawn anew for each."""
+    number: int = request.param
+    return number
+
+
 def fuzz(test: Callable[..., None]) -> Callable[..., None]:
-    """A thousand chances, a hundred thousand in ``make nightly``."""
-    chances = given(chance=st.randoms(use_true_random=True))
-    return pytest.mark.fuzz(settings(max_examples=10 * settings.default.max_examples)(chances(test)))
+    """So many chances, in parts."""
+    chances = settings(max_examples=CHANCES // PARTS)(given(chance=st.randoms(use_true_random=True))(test))
+    return pytest.mark.fuzz(pytest.mark.usefixtures("part")(chances))
 
 
 @pytest.mark.parametrize("kind", SEALED)
