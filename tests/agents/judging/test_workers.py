@@ -26,8 +26,8 @@ def test_one_worker_is_this_process() -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are counted in /proc")
 def test_workers_whose_results_nobody_wants_are_killed() -> None:
     """And without a warning, which would be an error here."""
-    results = work_apart(pow, [(2, 3), (3, 2), *[(7, 7)] * 50], 2)
-    assert next(results) in (8, 9)
+    results = work_apart(time.sleep, [(0.01,), *[(60.0,)] * 50], 2)
+    assert next(results) is None
     assert len(list_workers()) == 2
     results.close()
     until = time.monotonic() + 30
