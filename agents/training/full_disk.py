@@ -5,12 +5,14 @@ import threading
 
 from loopwright.envs.loop.storage import FULL
 
-_before = threading.excepthook
+_before = threading.excepthook  # who hears of all else
 
 
 def tell_in_a_line() -> None:
     """From now on a full disk that the thread meets is a line, not a traceback; whatever is logged next raises it."""
-    threading.excepthook = _tell
+    global _before
+    if threading.excepthook is not _tell:
+        _before, threading.excepthook = threading.excepthook, _tell
 
 
 def _tell(met: threading.ExceptHookArgs) -> None:
