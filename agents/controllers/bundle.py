@@ -8,14 +8,16 @@ brings along are loaded by their names.
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
+from torch import nn
 from typing_extensions import TypedDict
 
 from loopwright.agents.controllers.carded import CardedFile, TensorLayout, require_layout
-from loopwright.agents.controllers.policy import ACTIVATIONS, POLICY_FORMAT, Policy, build_network
+from loopwright.agents.controllers.policy import ACTIVATIONS, LSTM, POLICY_FORMAT, Policy, build_network
+from loopwright.agents.controllers.recollection import LSTM_GATES
 from loopwright.envs.loop.errors import BundleError, LoopwrightError
 from loopwright.envs.loop.knob_set import ACTION_KINDS, KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERSION
@@ -63,6 +65,9 @@ class _Card(TypedDict):
     squashed: bool
     activation: Annotated[str, AfterValidator(one_of(*ACTIVATIONS))]
     widths: Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(min_length=2, max_length=MOST_LAYERS + 1)]
+    lstm: NotRequired[
+        Annotated[list[Annotated[int, Field(ge=1, le=10**6)]], Field(min_length=1, max_length=MOST_LAYERS)]
+    ]
     start: PlanValues
     training: Annotated[dict[str, Any], AfterValidator(_check_training)]
     sha256: Digest
@@ -101,7 +106,10 @@ def load_policy(path: Path | str) -> Policy:
         )
     try:
         knobs, start = KnobSet(card["knobs"], card["action"]), LoopPlan.from_json(card["start"])
-        demand(card["widths"][0] == len(OBSERVATION_NAMES), f"widths begin with {card['widths'][0]} features")
+        remembered = card.get("lstm", [])
+        demand(len(set(remembered)) < 2, f"the layers of its LSTM have several widths, {remembered}")
+        seen = remembered[-1] if remembered else len(OBSERVATION_NAMES)
+        demand(card["widths"][0] == seen, f"widths begin with {card['widths'][0]} features, not {seen}")
         demand(
             card["widths"][-1] == knobs.outputs,
             f"{card['widths'][-1]} outputs, where {knobs.name} takes {knobs.outputs}",
@@ -111,8 +119,12 @@ def load_policy(path: Path | str) -> Policy:
     except (ValueError, LoopwrightError) as problem:
         raise BundleError(f"{path}: the card and the weights do not fit together: {problem}") from None
     network = build_network(card["widths"], card["activation"])
-    network.load_state_dict(weights)
-    return Policy(network, knobs, start, card["squashed"], card["training"])
+    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    lstm = None
+    if remembered:
+        lstm = nn.LSTM(len(OBSERVATION_NAMES), remembered[0], len(remembered))
+        lstm.load_state_dict({name: weights[f"{LSTM}.{name}"] for name in lstm.state_dict()})
+    return Policy(network, knobs, start, card["squashed"], card["training"], lstm=lstm)
 
 
 def _check_layout(card: _Card, layout: TensorLayout) -> None:
@@ -121,4 +133,12 @@ def _check_layout(card: _Card, layout: TensorLayout) -> None:
     for position, (inputs, outputs) in enumerate(pairwise(card["widths"])):
         expected[f"{2 * position}.weight"] = torch.float32, (outputs, inputs)
         expected[f"{2 * position}.bias"] = torch.float32, (outputs,)
+    inputs = len(card["observation_names"])
+    for position, width in enumerate(card.get("lstm", [])):
+        rows = LSTM_GATES * width
+        expected[f"{LSTM}.weight_ih_l{position}"] = torch.float32, (rows, inputs)
+        expected[f"{LSTM}.weight_hh_l{position}"] = torch.float32, (rows, width)
+        for name in ("bias_ih", "bias_hh"):
+            expected[f"{LSTM}.{name}_l{position}"] = torch.float32, (rows,)
+        inputs = width
     require_layout(layout, expected)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.carded import compute_digest
+from loopwright.agents.controllers.recollection import Memory, Recollection
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.controller import Described, View
 from loopwright.envs.loop.errors import LoopwrightError
@@ -20,6 +21,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES, OBSERVATION_VERS
 from loopwright.envs.loop.plan import LoopPlan
 
 POLICY_FORMAT = "loopwright-policy-1"
+LSTM = "lstm"  # the entry of a card that says how wide its layers are, and what their weights' names begin with
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "leaky-relu": nn.LeakyReLU,
 }  # fmt: skip
@@ -29,12 +31,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class Policy(Described):
     """A policy network and what it needs to know: it is a ``Controller``.
 
+    One with an ``lstm`` remembers: it keeps a ``Memory`` of every run, which is empty where the run begins.
+
     Attributes:
-        network: observation ``[lanes, features]`` to logits (discrete), values (flat) or the mean action (box).
+        network: observation ``[lanes, features]``, or what the ``lstm`` makes of it, to logits (discrete), values
+            (flat) or the mean action (box).
         knobs: the knobs its actions move.
         start: the plan it was trained to start from.
         squashed: whether tanh is applied to the network's output (SAC, TQC, TD3).
         training: how it was trained; provenance, not used.
+        lstm: what comes before the network in a recurrent policy, else None.
     """
 
     network: nn.Sequential
@@ -43,13 +49,20 @@ class Policy(Described):
     squashed: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     name: str = "agent"
+    lstm: nn.LSTM | None = None
+    _kept: dict[str, Memory] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def act(self, observation: Floats) -> npt.NDArray[np.generic]:
+    def begin(self, lanes: int) -> Memory | None:
+        """What it remembers at the beginning of so many runs; None where it does not."""
+        return None if self._recollection is None else self._recollection.begin(lanes)
+
+    def act(self, observation: Floats, memory: Memory | None = None) -> npt.NDArray[np.generic]:
         """The most probable actions for observations ``[lanes, features]``, as the environment's.
 
-        They are ``[lanes, knobs]``, and flat ones ``[lanes]``.
+        They are ``[lanes, knobs]``, and flat ones ``[lanes]``. ``memory`` is what ``begin`` gave, and is brought on in
+        place; without it the runs are at their beginning.
         """
-        outputs = self._run(observation)
+        outputs = self._run(observation, memory)
         if self.knobs.action == "box":
             return outputs
         if self.knobs.action == "flat":
@@ -57,14 +70,14 @@ class Policy(Described):
             return best
         return np.stack([outputs[:, part].argmax(axis=1) for part in self._parts], axis=1)
 
-    def steps(self, observation: Floats) -> Floats:
-        """How far to move each knob, ``[lanes, knobs]`` in its encoding.
+    def steps(self, observation: Floats, memory: Memory | None = None) -> Floats:
+        """How far to move each knob, ``[lanes, knobs]`` in its encoding; ``memory`` is as in ``act``.
 
         A discrete policy is a distribution over a knob's ordered steps. Its mean is what the knob is moved by, since
         the most probable step is often "none" where two or three steps share the rest; a knob that takes rungs
         is moved by the most probable one. Of flat actions the best is taken.
         """
-        outputs = self._run(observation)
+        outputs = self._run(observation, memory)
         if self.knobs.action == "box":
             return outputs * self._sizes
         if self.knobs.action == "flat":
@@ -83,23 +96,35 @@ class Policy(Described):
     def predict(
         self,
         observation: npt.NDArray[np.float32],
-        state: None = None,
-        episode_start: None = None,
+        state: tuple[npt.NDArray[np.float32], ...] | None = None,
+        episode_start: npt.ArrayLike | None = None,
         deterministic: bool = True,
-    ) -> tuple[npt.NDArray[np.generic], None]:
-        """The most probable actions for one observation ``[features]`` or many ``[envs, features]``.
+    ) -> tuple[npt.NDArray[np.generic], tuple[npt.NDArray[np.float32], ...] | None]:
+        """The most probable actions for one observation ``[features]`` or many ``[envs, features]``, and the state.
 
-        As the ``predict`` of Stable-Baselines3, with which it shares its arguments; the policy keeps no state. Raises
-        ``LoopwrightError`` for another shape, or for ``deterministic=False``: a saved policy draws no random numbers.
+        As the ``predict`` of Stable-Baselines3 and, where the policy has an LSTM, of sb3-contrib's recurrent ones, with
+        which it shares its arguments: ``state`` is what the last call gave, hidden and cell ``[layers, envs, width]``,
+        and ``episode_start`` says for which of the ``envs`` it counts no more. Raises ``LoopwrightError`` for another
+        shape, or for ``deterministic=False``: a saved policy draws no random numbers.
         """
         if not deterministic:
             raise LoopwrightError("a saved policy is deterministic; deterministic must be True, got False")
-        seen = np.asarray(observation, dtype=np.float32)
-        features = self.network[0].in_features
+        seen, layer = np.asarray(observation, dtype=np.float32), self.network[0] if self.lstm is None else self.lstm
+        features = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
         if seen.ndim not in (1, 2) or seen.shape[-1] != features:
             raise LoopwrightError(f"observations have shape {seen.shape}; want ({features},) or (envs, {features})")
-        actions = self.act(np.atleast_2d(seen))
-        return (actions if seen.ndim == 2 else actions[0]), None
+        many = np.atleast_2d(seen)
+        memory = self.begin(len(many))
+        if memory is not None and state is not None:
+            if np.shape(state) != memory.shape:
+                raise LoopwrightError(
+                    f"state has shape {np.shape(state)}; want {memory.shape}, as the last call gave it"
+                )
+            memory = np.array(state, np.float32)
+            if episode_start is not None:
+                memory[:, :, np.broadcast_to(np.asarray(episode_start, bool), len(many))] = 0
+        actions = self.act(many, memory)
+        return (actions if seen.ndim == 2 else actions[0]), None if memory is None else tuple(memory)
 
     @property
     def needs(self) -> Needs:
@@ -110,7 +135,18 @@ class Policy(Described):
         return False
 
     def decide(self, view: View) -> torch.Tensor:
-        return self.knobs.move(self.steps(view.observation.numpy()), view.plans, view.step_ratio)
+        steps = self.steps(view.observation.numpy(), self._remember(view))
+        return self.knobs.move(steps, view.plans, view.step_ratio)
+
+    def _remember(self, view: View) -> Memory | None:
+        """What is remembered of the runs in view, empty where one begins."""
+        memory = self._kept.get("runs")
+        if memory is None or memory.shape[2] != len(view.decisions):
+            memory = self.begin(len(view.decisions))
+        if memory is not None:
+            memory[:, :, view.decisions.numpy() == 0] = 0
+            self._kept["runs"] = memory
+        return memory
 
     @property
     def rolls_back(self) -> bool:
@@ -123,13 +159,17 @@ class Policy(Described):
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """Copies of the network's parameters by name."""
-        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        """Copies of the parameters by name, those of the network by the number of the layer."""
+        found = self.network.state_dict()
+        if self.lstm is not None:
+            found |= {f"{LSTM}.{name}": value for name, value in self.lstm.state_dict().items()}
+        return {name: value.detach().clone() for name, value in found.items()}
 
     def describe(self) -> dict[str, Any]:
         """The card of its bundle: everything but the weights, as JSON values."""
         linear = [layer for layer in self.network if isinstance(layer, nn.Linear)]
         kinds = [name for layer in self.network for name, kind in ACTIVATIONS.items() if type(layer) is kind]
+        remembered = {} if self.lstm is None else {LSTM: [self.lstm.hidden_size] * self.lstm.num_layers}
         return {
             "format": POLICY_FORMAT,
             "observation_version": OBSERVATION_VERSION,
@@ -141,6 +181,7 @@ class Policy(Described):
             "widths": [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)],
             "start": self.start.as_json(),
             "training": self.training,
+            **remembered,
         }
 
     @cached_property
@@ -167,8 +208,15 @@ class Policy(Described):
         """The network, layer by layer, on arrays: for one run torch's own calls take longer than the arithmetic."""
         return [_read_layer(layer) for layer in self.network]
 
-    def _run(self, observation: Floats) -> Floats:
+    @cached_property
+    def _recollection(self) -> Recollection | None:
+        return None if self.lstm is None else Recollection(self.lstm)
+
+    def _run(self, observation: Floats, memory: Memory | None) -> Floats:
         """The network's outputs ``[lanes, outputs]``; of a box policy its actions."""
+        if self._recollection is not None:
+            memory = self._recollection.begin(len(observation)) if memory is None else memory
+            observation = self._recollection.advance(observation, memory)
         for layer in self._layers:
             observation = layer(observation)
         if self.knobs.action == "box":

@@ -126,7 +126,7 @@ class Steering:
             self._guard.begin()
         self._record = SteeringRecord(ledger, self)
         self._control: float | None = None
-        self._seen = self._observe(None, restored=False)
+        self._seen, self._memory = self._observe(None, restored=False), self.policy.begin(1)
         self._watch, self._begun = UpdateWatch(), False
         self._begin_decision()
         self._hook()
@@ -166,8 +166,7 @@ class Steering:
             return
         if self._loader is not None:
             self._loader.take_losses(torch.as_tensor(loss))
-        if not isinstance(loss, torch.Tensor):
-            loss = torch.tensor(float(loss))
+        loss = loss if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
         if self._ticks >= self.every:
             self._decide()
@@ -286,8 +285,7 @@ class Steering:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        found = getattr(optimizer, "found_inf", None)
-        if self.stopped is not None or (found is not None and float(found) > 0):
+        if self.stopped is not None or float(getattr(optimizer, "found_inf", None) or 0) > 0:
             return  # an update that a GradScaler skipped is none
         if self._stopwatch is not None:
             self._stopwatch.end(self._stopwatch.updates)
@@ -304,8 +302,8 @@ class Steering:
 
     def _decide(self) -> None:
         losses = read_numbers(self._losses)
-        squares = sum(loss * loss for loss in losses)
-        sums = [float(len(losses)), float(len(losses)), sum(losses), squares, float(self._count)]
+        count, squares = float(len(losses)), sum(loss * loss for loss in losses)
+        sums = [count, count, sum(losses), squares, float(self._count)]
         statistics = Statistics(np.array(sums)[:, None], self._watch.read())
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
@@ -360,8 +358,8 @@ class Steering:
         return self._observer.observe(reading)
 
     def _choose(self, found: dict[str, float]) -> dict[str, float]:
-        steps = self.policy.steps(self._seen)[0].tolist()
-        steps = [step if on else 0.0 for step, on in zip(steps, self._steered, strict=True)]
+        wanted = self.policy.steps(self._seen, self._memory)[0].tolist()
+        steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
         chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic, ratio)
         return keep_within(chosen, self.limits)
@@ -379,6 +377,7 @@ class Steering:
             "observer": save_memory(self._observer, ("arithmetic", "_xp")),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
+            "memory": None if self._memory is None else self._memory.tolist(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -391,6 +390,7 @@ class Steering:
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
         load_memory(self._observer, state["observer"])
+        self._memory = None if self._memory is None else np.array(state["memory"], np.float32)
         if self._guard is not None and state["guard"] is not None:
             self._guard.load_state_dict(state["guard"])
         if self._loader is not None and state["loader"] is not None:

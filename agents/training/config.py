@@ -17,7 +17,7 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.untrusted import strict
 
 ALGORITHMS = ("PPO", "A2C", "SAC", "TD3", "DDPG", "DQN")
-CONTRIB_ALGORITHMS = ("MaskablePPO", "TRPO", "TQC", "ARS", "QRDQN")
+CONTRIB_ALGORITHMS = ("MaskablePPO", "RecurrentPPO", "TRPO", "TQC", "ARS", "QRDQN")
 # The kinds of actions an algorithm can take, the one that it gets where nothing is said first; of others all.
 BOX_ONLY, FLAT_ONLY = ("SAC", "TD3", "DDPG", "TQC", "ARS"), ("DQN", "QRDQN")
 KINDS = {
@@ -27,7 +27,6 @@ KINDS = {
 }
 # Algorithms of these libraries whose policies no bundle can hold.
 REFUSED = {
-    "RecurrentPPO": "its policy remembers, and a bundle is a function of one observation, whose averages do that",
     "CrossQ": "its actor has batch normalisation, and a bundle linear layers",
 }
 GAMMA = 0.995
@@ -60,7 +59,7 @@ class TrainingConfig:
     """What a training is made of. Raises ``LoopwrightError`` for values that cannot be."""
 
     algorithm: str = "PPO"
-    """PPO, A2C, SAC, TD3, DDPG, DQN; MaskablePPO, TRPO, TQC, ARS, QRDQN with sb3-contrib."""
+    """PPO, A2C, SAC, TD3, DDPG, DQN; MaskablePPO, RecurrentPPO, TRPO, TQC, ARS, QRDQN with sb3-contrib."""
     steps: int = 500_000
     """Decisions in all."""
     lanes: int = 128
@@ -144,8 +143,9 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
 
 def get_default_options(config: TrainingConfig) -> dict[str, Any]:
     """Settings that work here where the library's own do not: short discounts would hide the end of a run."""
-    if config.algorithm in ("PPO", "MaskablePPO"):
+    if config.algorithm in ("PPO", "MaskablePPO", "RecurrentPPO"):
         # 48 decisions a rollout see about half an episode; large minibatches, since returns are noisy.
+        remembering = {"lstm_hidden_size": 128} if config.algorithm == "RecurrentPPO" else {}
         return {
             "n_steps": 48,
             "batch_size": min(2048, 48 * config.lanes),
@@ -153,7 +153,7 @@ def get_default_options(config: TrainingConfig) -> dict[str, Any]:
             "learning_rate": [1.5e-3, 1e-4],
             "ent_coef": 0.001,
             "gae_lambda": 0.9,
-            "policy_kwargs": {"net_arch": [128, 128]},
+            "policy_kwargs": {"net_arch": [128, 128], **remembering},
         }
     if config.algorithm == "A2C":
         return {"n_steps": 16, "learning_rate": 7e-4, "ent_coef": 0.003, "policy_kwargs": {"net_arch": [128, 128]}}

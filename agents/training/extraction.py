@@ -10,12 +10,14 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from loopwright.agents.controllers.policy import ACTIVATIONS, Policy, build_network
+from loopwright.agents.controllers.recollection import copy_lstm
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import LIMIT
 from loopwright.envs.loop.plan import LoopPlan
 
 PROOFS = 256  # random observations on which a policy is compared with the model that it was taken from
+PROVED_DECISIONS = 4  # one after another, of runs that begin anew now and then
 
 
 def extract_policy(
@@ -30,7 +32,8 @@ def extract_policy(
     ``training`` is provenance to keep with it. To features that were ``hidden`` in training it gives no weight. The
     statistics of a ``VecNormalize`` become part of the first layer, as they are now; what it clips, by default what is
     ten standard deviations away, is not clipped then. Raises ``LoopwrightError`` for a policy that is no plain MLP on
-    the observation itself, or that acts otherwise than the network alone on random observations.
+    the observation itself or on what a plain LSTM makes of it, or that acts otherwise than these on random
+    observations.
     """
     for part in (model.policy, getattr(model.policy, "actor", None)):
         extractor = getattr(part, "features_extractor", None)
@@ -40,19 +43,35 @@ def extract_policy(
                 f"(FlattenExtractor)"
             )
     layers, squashed = _find_actor(model.policy)
-    network = copy_layers(layers)
-    first: Any = network[0]
+    network, lstm = copy_layers(layers), _copy_lstm(model.policy)
+    weight, bias = _find_first(network, lstm)
     normalize = model.get_vec_normalize_env()
     with torch.no_grad():
         if normalize is not None and normalize.norm_obs:
             mean, deviation = _read_statistics(normalize)
-            first.bias -= first.weight @ torch.from_numpy(mean / deviation).float()
-            first.weight /= torch.from_numpy(deviation).float()
-        first.weight[:, list(hidden)] = 0.0
+            bias -= weight @ torch.from_numpy(mean / deviation).float()
+            weight /= torch.from_numpy(deviation).float()
+        weight[:, list(hidden)] = 0.0
     provenance = {"algorithm": type(model).__name__, "decisions": int(model.num_timesteps), **(training or {})}
-    policy = Policy(network, knobs, start, squashed, provenance)
+    policy = Policy(network, knobs, start, squashed, provenance, lstm=lstm)
     _prove(policy, model, hidden)
     return policy
+
+
+def _copy_lstm(policy: Any) -> nn.LSTM | None:
+    """What comes before the actor of a recurrent policy."""
+    if not hasattr(policy, "lstm_actor"):
+        return None
+    try:
+        return copy_lstm(policy.lstm_actor)
+    except ValueError as problem:
+        raise LoopwrightError(f"cannot take a policy with {problem}") from None
+
+
+def _find_first(network: nn.Sequential, lstm: nn.LSTM | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights and the biases that the observation meets first."""
+    first: Any = network[0] if lstm is None else lstm
+    return (first.weight, first.bias) if lstm is None else (first.weight_ih_l0, first.bias_ih_l0)
 
 
 def insert_policy(model: Any, policy: Policy) -> None:
@@ -63,15 +82,22 @@ def insert_policy(model: Any, policy: Policy) -> None:
     if model.get_vec_normalize_env() is not None:
         raise LoopwrightError("cannot give a policy to a model with VecNormalize: it would see other observations")
     layers, squashed = _find_actor(model.policy)
-    if repr(copy_layers(layers)) != repr(policy.network) or squashed != policy.squashed:
+    lstm = _copy_lstm(model.policy)
+    own, given = (
+        [*([lstm] if lstm else []), *copy_layers(layers)],
+        [*([policy.lstm] if policy.lstm else []), *policy.network],
+    )
+    if repr(own) != repr(given) or squashed != policy.squashed:
         raise LoopwrightError(
-            f"the policy's network is {_say_layers(policy.network)}, that of this {type(model).__name__} "
-            f"{_say_layers(layers)}; make it with policy_kwargs of the same net_arch and activation_fn"
+            f"the policy's network is {_say_layers(given)}, that of this {type(model).__name__} {_say_layers(own)}; "
+            f"make it with policy_kwargs of the same net_arch and activation_fn"
         )
     if _is_quantiles(model.policy):
         raise LoopwrightError("cannot give a policy to a QRDQN: a bundle holds the mean of its quantiles")
-    for own, given in zip(layers[::2], list(policy.network)[::2], strict=True):
-        own.load_state_dict(given.state_dict())
+    if policy.lstm is not None:
+        model.policy.lstm_actor.load_state_dict(policy.lstm.state_dict())
+    for layer, new in zip(layers[::2], list(policy.network)[::2], strict=True):
+        layer.load_state_dict(new.state_dict())
     for name, target in (("actor", "actor_target"), ("q_net", "q_net_target")):
         if hasattr(model, target):
             getattr(model, target).load_state_dict(getattr(model, name).state_dict())
@@ -150,8 +176,8 @@ def draw_proofs(features: int, mean: Any = 0.0, deviation: Any = 1.0) -> npt.NDA
 
 def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     """Raise ``LoopwrightError`` unless the policy acts as the model does, to which something is hidden."""
-    first: Any = policy.network[0]
-    shape, features = model.observation_space.shape, int(first.in_features)
+    weight, _ = _find_first(policy.network, policy.lstm)
+    shape, features = model.observation_space.shape, int(weight.shape[1])
     if shape != (features,):
         raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
     normalize = model.get_vec_normalize_env()
@@ -160,10 +186,15 @@ def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     shown = seen.copy()
     shown[:, list(hidden)] = 0.0
     shown = shown if normalize is None else normalize.normalize_obs(shown).astype(np.float32)
-    expected, _ = model.predict(shown, deterministic=True)
-    found = policy.act(seen)
-    if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):
-        raise LoopwrightError(
-            f"cannot take the policy of this {type(model).__name__}: on random observations it acts otherwise than its "
-            f"actor network alone"
-        )
+    known: Any = None
+    found_state: Any = None
+    runs = PROOFS // PROVED_DECISIONS
+    for begin in range(0, PROOFS, runs):
+        starts, part = np.arange(runs) % (begin + 2) == 0, slice(begin, begin + runs)
+        expected, known = model.predict(shown[part], state=known, episode_start=starts, deterministic=True)
+        found, found_state = policy.predict(seen[part], found_state, starts)
+        if found.shape != expected.shape or not np.allclose(found, expected, atol=1e-5):
+            raise LoopwrightError(
+                f"cannot take the policy of this {type(model).__name__}: on random observations it acts otherwise than "
+                f"its actor network alone"
+            )

@@ -154,7 +154,8 @@ def _make_model(config: TrainingConfig, folder: Path, envs: SB3VecEnv) -> BaseAl
     if isinstance(options.get("learning_rate"), list):
         first, last = options["learning_rate"]
         options["learning_rate"] = LinearSchedule(first, last, 1.0)
-    model = make("MlpPolicy", envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
+    kind = "MlpLstmPolicy" if config.algorithm == "RecurrentPPO" else "MlpPolicy"
+    model = make(kind, envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
     prefer_standing_still(model, KnobSet(config.knobs, config.action_kind))
     return model
 

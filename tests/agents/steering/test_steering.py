@@ -52,13 +52,14 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-def make_policy(seed: int = 1) -> Policy:
+def make_policy(seed: int = 1, recurrent: bool = False) -> Policy:
     """One that was never trained, and moves every knob."""
-    knobs = KnobSet("core")
+    knobs, width = KnobSet("core"), 16 if recurrent else len(OBSERVATION_NAMES)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = build_network([len(OBSERVATION_NAMES), 32, sum(knobs.choices)], "tanh")
-    return Policy(network, knobs, LoopPlan(), training={"settings": {"ticks_per_decision": 16}})
+        network = build_network([width, 32, sum(knobs.choices)], "tanh")
+        lstm = nn.LSTM(len(OBSERVATION_NAMES), width) if recurrent else None
+    return Policy(network, knobs, LoopPlan(), training={"settings": {"ticks_per_decision": 16}}, lstm=lstm)
 
 
 def read_batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +78,7 @@ class Loop:
         self.steering: Steering | None = None
 
     def attach(self, **options: Any) -> Steering:
-        self.steering = attach(self.optimizer, make_policy(), 1000, **{"prices": None} | options)
+        self.steering = attach(self.optimizer, options.pop("policy", make_policy()), 1000, **{"prices": None} | options)
         return self.steering
 
     def run(self, first: int, last: int, spoil: Callable[[int, torch.Tensor], torch.Tensor] | None = None) -> float:
@@ -153,6 +154,28 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str,
     expected, found = (read_ledger(path).entries for path in ledgers)
     assert found == expected
     assert len(found) == 10
+
+
+def test_a_recurrent_policy_remembers_across_an_interruption() -> None:
+    policy = make_policy(recurrent=True)
+    whole, first, second = Loop(), Loop(), Loop(seed=5)
+    whole.attach(policy=policy)
+    whole.run(0, 150)
+    state = first.attach(policy=policy)
+    first.run(0, 45)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    resumed = second.attach(policy=policy)
+    resumed.load_state_dict(state.state_dict())
+    second.run(45, 150)
+    assert torch.equal(whole.weights, second.weights)
+    forgetful = Loop()
+    steering = forgetful.attach(policy=policy)
+    forgetful.run(0, 45)
+    assert steering._memory is not None
+    steering._memory[:] = 0
+    forgetful.run(45, 150)
+    assert not torch.equal(whole.weights, forgetful.weights)
 
 
 def test_going_back_in_a_ledger_leaves_the_runs_before(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from loopwright.envs.vector import TrainingLoopVectorEnv
 QUICK = EpisodeSettings(budget_factor=0.4, ticks_per_decision=4)
 SMALL_PPO = {"n_steps": 8, "batch_size": 16, "n_epochs": 1}
 SMALL: dict[str, dict[str, Any]] = {
-    "PPO": SMALL_PPO, "MaskablePPO": SMALL_PPO, "A2C": {"n_steps": 8},
+    "PPO": SMALL_PPO, "MaskablePPO": SMALL_PPO, "RecurrentPPO": SMALL_PPO, "A2C": {"n_steps": 8},
     "TRPO": {"n_steps": 8, "batch_size": 16}, "ARS": {"n_delta": 2, "n_eval_episodes": 1},
 }  # fmt: skip
 OFF_POLICY = {"learning_starts": 8, "batch_size": 16}
@@ -39,7 +39,8 @@ def make_model(algorithm: str, **options: Any) -> BaseAlgorithm:
     )
     own = {"policy_kwargs": {"net_arch": [8]}, **SMALL.get(algorithm, OFF_POLICY), **options}
     make: Callable[..., BaseAlgorithm] = find_algorithm(algorithm)
-    return make("MlpPolicy" if algorithm != "ARS" else "LinearPolicy", SB3VecEnv(envs), seed=0, device="cpu",
+    network = {"ARS": "LinearPolicy", "RecurrentPPO": "MlpLstmPolicy"}.get(algorithm, "MlpPolicy")
+    return make(network, SB3VecEnv(envs), seed=0, device="cpu",
                 **(own if algorithm != "ARS" else SMALL["ARS"]))  # fmt: skip
 
 
