@@ -15,6 +15,7 @@ from typing import Any
 
 from loopwright.agents.controllers.tuned import TUNED_LISTS
 from loopwright.agents.judging.judge import RESULTS, TIMINGS
+from loopwright.agents.judging.parts import PARTS
 from loopwright.agents.judging.report import REPORT
 from loopwright.agents.training.config import TrainingConfig
 from loopwright.agents.training.trainer import train
@@ -42,7 +43,7 @@ class Config:
 
 # What a demo leaves in its folder, and in the folders for each price list: all that a later one may remove.
 LEFT_BY_TRAINING = ("checkpoint.safetensors", "checkpoint.zip", "training.json", "policy.safetensors", "tensorboard")
-LEFT_BY_JUDGING = (RESULTS, TIMINGS, *REPORT)
+LEFT_BY_JUDGING = (RESULTS, TIMINGS, PARTS, *REPORT)
 
 
 def find_earlier(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a controller on a suite",
     "evaluate": "evaluate saved policies against what people would use instead",
     "compare": "compare two methods whose runs are on record",
+    "scaling": "say how an evaluation would be divided among many workers",
     "tasks": "list the task families, or the sources of their data",
     "replay": "execute an audit log again, or show it",
     "bench": "measure the engine's speed",

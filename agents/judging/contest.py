@@ -1,7 +1,7 @@
-"""Contest: the four parts of an evaluation, each of which goes on where it was interrupted.
+"""Contest: the four stages of an evaluation, each of which goes on where it was interrupted.
 
 The runs that go side by side, the searches with a tuning budget, the agent's own schedules replayed without feedback,
-and how long everything takes in a plain loop.
+and how long everything takes in a plain loop. The first two wait for nobody: workers have them in one pool.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +12,12 @@ from loopwright.agents.controllers.schedules import Scheduled
 from loopwright.agents.controllers.simple import OpenLoop
 from loopwright.agents.judging.entrants import AGENT, Entrant
 from loopwright.agents.judging.evaluation import OPEN_LOOP
+from loopwright.agents.judging.parts import Part, PartsFile, work_on
 from loopwright.agents.judging.results import Key, ResultsFile, RunRecord
-from loopwright.agents.judging.runner import Job, run_jobs
-from loopwright.agents.judging.search import list_searches, run_searches
+from loopwright.agents.judging.runner import Job, make_parts, run_jobs
+from loopwright.agents.judging.search import list_searches, make_searches, run_searches
 from loopwright.agents.judging.timing import TimingsFile, pick_plans, time_methods
+from loopwright.agents.judging.workers import works_here
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.plan import LoopPlan
@@ -27,42 +29,53 @@ DRAWN_RUNS = 3  # per method and task, in figures
 
 @dataclass
 class Contest:
-    """The parts of an evaluation, on the same tasks and seeds; each goes on where it was interrupted."""
+    """The stages of an evaluation, on the same tasks and seeds; each goes on where it was interrupted."""
 
     field: Sequence[Entrant]
     rival: str
     tasks: Sequence[Task]
     seeds: Sequence[int]
     results: ResultsFile
+    parts: PartsFile
     lanes: int
     settings: EpisodeSettings
     workers: int
     progress: Progress
     rate_spread: float = 0.0
 
-    def run_side_by_side(self, logged: Sequence[Entrant]) -> None:
-        """Every method's runs, with an audit log of those of the ``logged``."""
-        jobs = [job for entrant in self.field for job in self._jobs(entrant)]
-        self.progress("runs", len(self.results.done & {job.key for job in jobs}))
+    def run_all(self, logged: Sequence[Entrant], *, searches: bool) -> None:
+        """Every method's runs, with an audit log of those of the ``logged``, and the searches with a tuning budget."""
+        jobs, done = [job for entrant in self.field for job in self._jobs(entrant)], self.results.done
+        self.progress("runs", len(done & {job.key for job in jobs}))
+        if searches:
+            names = list_searches()
+            wanted = {Key(name, 0, task.name, seed) for name in names for task in self.tasks for seed in self.seeds}
+            self.progress("searches", len(done & wanted))
         for entrant in logged:
             self._run(self._jobs(entrant), "runs", self.results.path.parent / "ledgers" / entrant.name)
-        self._run(jobs, "runs")
+        if works_here(self.workers):
+            self._run(jobs, "runs")
+            if searches:
+                self._search()
+            return
+        parts: list[Part] = list(make_parts(jobs, self.settings, self.lanes, done))
+        if searches:
+            parts += make_searches(self.tasks, self.seeds, self.settings, self.lanes, done)
+        for part, found in work_on(parts, self.workers, self.parts.add):
+            for _, record in found:
+                self._keep(record, part.kind)
 
-    def run_searches(self) -> None:
-        """The searches with a tuning budget."""
-
-        def keep(record: RunRecord) -> None:
-            # The results of a study come one by one: a kill between them leaves some that are there already.
-            if record.key not in self.results.done:
-                self.results.append(record)
-                self.progress("searches", 1)
-
-        done = self.results.done
-        runs = {Key(name, 0, task.name, seed) for name in list_searches() for task in self.tasks for seed in self.seeds}
-        self.progress("searches", len(done & runs))
+    def _search(self) -> None:
         run_searches(
-            self.tasks, self.seeds, self.settings, lanes=self.lanes, done=done, on_record=keep, workers=self.workers
-        )
+            self.tasks, self.seeds, self.settings, lanes=self.lanes, done=self.results.done,
+            on_record=lambda record: self._keep(record, "searches"), on_part=self.parts.add,
+        )  # fmt: skip
+
+    def _keep(self, record: RunRecord, kind: str) -> None:
+        """Keep a record that is new: of a study all come, though a kill between them may have left some."""
+        if record.key not in self.results.done:
+            self.results.append(record)
+            self.progress(kind, 1)
 
     def run_replays(self) -> None:
         """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.
@@ -108,12 +121,8 @@ class Contest:
         traced = {self.field[0].name: len(self.seeds), self.rival: DRAWN_RUNS}.get(entrant.name, 1)
         return entrant.jobs(self.tasks, self.seeds, traced, self.rate_spread)
 
-    def _run(self, jobs: Sequence[Job], part: str, ledgers: Path | None = None) -> None:
-        def keep(record: RunRecord) -> None:
-            self.results.append(record)
-            self.progress(part, 1)
-
+    def _run(self, jobs: Sequence[Job], kind: str, ledgers: Path | None = None) -> None:
         run_jobs(
-            jobs, self.settings, lanes=self.lanes, done=self.results.done, ledgers=ledgers, on_run=keep,
-            workers=self.workers,
+            jobs, self.settings, lanes=self.lanes, done=self.results.done, ledgers=ledgers, workers=self.workers,
+            on_run=lambda record: self._keep(record, kind), on_part=self.parts.add, kind=kind,
         )  # fmt: skip

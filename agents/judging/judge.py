@@ -19,6 +19,7 @@ from loopwright.agents.judging.entrants import (
     make_oracle,
 )
 from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, TUNING, Evaluation, Method
+from loopwright.agents.judging.parts import PARTS, PartsFile
 from loopwright.agents.judging.results import ResultsFile, RunRecord
 from loopwright.agents.judging.search import list_searches
 from loopwright.agents.judging.timing import Timing, TimingsFile
@@ -91,11 +92,12 @@ def judge(
         besides = (OPEN_LOOP, *(list_searches() if searches else ())) if everything else ()
         prints = _list_fingerprints(field, tasks[0], besides)
         results, timings = ResultsFile(folder / RESULTS, header, prints), TimingsFile(folder / TIMINGS, header, prints)
-        contest = Contest(field, rival, tasks, run_seeds, results, lanes, settings, workers, progress, rate_spread)
+        parts = PartsFile(folder / PARTS, header, prints)
+        contest = Contest(
+            field, rival, tasks, run_seeds, results, parts, lanes, settings, workers, progress, rate_spread
+        )
         with limit_threads(1):
-            contest.run_side_by_side(contestants if ledgers else ())
-            if everything and searches:
-                contest.run_searches()
+            contest.run_all(contestants if ledgers else (), searches=everything and searches)
             if everything:
                 contest.run_replays()
         contest.time(timings, list_searches() if everything and searches else [])

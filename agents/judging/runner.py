@@ -6,6 +6,7 @@ counts as the whole budget, and as a miss.
 """
 
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from loopwright.agents.judging.parts import Numbered, OnPart, work_on
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
-from loopwright.agents.judging.workers import work_apart, works_here
+from loopwright.agents.judging.workers import works_here
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.episode.batch import EpisodeBatch
@@ -30,8 +32,6 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import Author
 from loopwright.envs.loop.plan import ROW, unstack_plans
 from loopwright.inner_tasks.task import Task
-
-PARTS_EACH = 4  # that a worker is to have, where there are runs enough
 
 
 class Job(NamedTuple):
@@ -73,7 +73,9 @@ def run_jobs(
     done: Container[Key] = (),
     ledgers: Path | None = None,
     on_run: Callable[[RunRecord], None] | None = None,
+    on_part: OnPart | None = None,
     follow: Follow | None = None,
+    kind: str = "runs",
     workers: int = 1,
 ) -> list[RunRecord]:
     """Do all the runs, those of one shape side by side, and return their records in the order of ``jobs``.
@@ -87,8 +89,10 @@ def run_jobs(
         done: jobs that are not to be done again; they count where it is decided what to compile.
         ledgers: folder for the audit log of every run.
         on_run: called with each record when its run has ended.
+        on_part: called with a part, of which there is one for each shape or more, and the seconds it took.
         follow: asked after every run for another one of the same shape and kind; with it, the records returned are
             those of the last runs.
+        kind: what its parts are called.
         workers: processes, each with one thread, among which the jobs are divided; with more than one, ``on_run`` hears
             of a part's runs when all of them have ended.
 
@@ -97,13 +101,26 @@ def run_jobs(
     """
     if follow is not None and workers > 1:
         raise LoopwrightError("jobs that follow others are chosen here, not in a worker: follow needs workers=1")
-    settings = settings or EpisodeSettings()
+    per_lane = 1 if follow is None else 2
+    parts = make_parts(jobs, settings or EpisodeSettings(), lanes, done, ledgers, per_lane=per_lane, kind=kind)
+    records: dict[int, RunRecord] = {}
+    for number, record in _all_runs(parts, follow, workers, on_part):
+        records[number] = record
+        if on_run is not None:
+            on_run(record)
+    return [records[number] for number in sorted(records)]
+
+
+def make_parts(
+    jobs: Sequence[Job], settings: EpisodeSettings, lanes: int, done: Container[Key], ledgers: Path | None = None,
+    *, per_lane: int = 1, kind: str = "runs",
+) -> list["JobsPart"]:  # fmt: skip
+    """The jobs that are not ``done``, in parts that can share a batch each; arguments as of ``run_jobs``."""
     of_shape = Counter(job.task.shape_key for job in jobs)
     batches: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):
         if job.key not in done:
             batches.setdefault((job.task.shape_key, _find_company(job.controller, ledgers)), []).append(number)
-    per_lane = 1 if follow is None else 2
     parts = []
     for numbers in batches.values():
         own = [jobs[number] for number in numbers]
@@ -111,28 +128,46 @@ def run_jobs(
         fused = settings.compiles(lanes) and runs * per_lane >= lanes
         # A compiled tick exists per lane count, so a batch keeps its size even where most of its jobs are done.
         width = min(lanes, math.ceil((runs if fused else len(own)) / per_lane))
-        parts.append(Part(numbers, own, replace(settings, compile=fused), width, ledgers))
-    records: dict[int, RunRecord] = {}
-    for number, record in _all_runs(parts, follow, workers):
-        records[number] = record
-        if on_run is not None:
-            on_run(record)
-    return [records[number] for number in sorted(records)]
+        parts.append(JobsPart(numbers, own, replace(settings, compile=fused), width, ledgers, lanes, kind))
+    return parts
 
 
-class Part(NamedTuple):
-    """Jobs that can share a batch of so many lanes, their numbers, and how to run them."""
+class JobsPart(NamedTuple):
+    """Jobs that can share a batch of so many ``lanes``, their numbers, and how to run them: a ``parts.Part``."""
 
     numbers: list[int]
     jobs: list[Job]
     settings: EpisodeSettings
     lanes: int
     ledgers: Path | None
+    full: int
+    kind: str = "runs"
+
+    @property
+    def model(self) -> str:
+        return repr(self.jobs[0].task.model)
+
+    @property
+    def runs(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def least(self) -> int:
+        return self.lanes
 
     @property
     def flops(self) -> float:
-        """What it costs, nearly: of a pass, times the jobs."""
+        """Of a pass, times the jobs."""
         return len(self.jobs) * measure_cost(self.jobs[0].task.model).flops
+
+    def cut(self, pieces: int) -> list["JobsPart"]:
+        ends = [round(at * len(self.jobs) / pieces) for at in range(pieces + 1)]
+        return [self._replace(numbers=self.numbers[a:b], jobs=self.jobs[a:b]) for a, b in pairwise(ends)]
+
+    def work(self) -> tuple[list[Numbered], float, float]:
+        begun, runs = time.perf_counter(), Runs(self)
+        found = list(runs.run())
+        return found, runs.setup, time.perf_counter() - begun
 
 
 def _find_company(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
@@ -141,38 +176,19 @@ def _find_company(controller: Controller, ledgers: Path | None) -> tuple[object,
     return controller.needs, controller.rolls_back, controller.own_optimizer is not None, author
 
 
-def _all_runs(parts: list[Part], follow: Follow | None, workers: int) -> Iterator[tuple[int, RunRecord]]:
+def _all_runs(
+    parts: Sequence[JobsPart], follow: Follow | None, workers: int, on_part: OnPart | None
+) -> Iterator[Numbered]:
     """Numbers and records of all jobs, as they end; from workers, a part at a time."""
-    if works_here(workers):
-        for part in parts:
-            yield from _run_part(part, follow)
+    if not works_here(workers):
+        for _, found in work_on(parts, workers, on_part):
+            yield from found
         return
-    dearest_first = sorted(cut_parts(parts, workers), key=lambda part: -part.flops)
-    for found in work_apart(_work, ((part,) for part in dearest_first), workers):
-        yield from found
-
-
-def cut_parts(parts: Sequence[Part], workers: int) -> list[Part]:
-    """The same jobs in parts that are small enough for so many workers to end at nearly the same time.
-
-    None has fewer jobs than lanes, which it keeps: what a run comes to does not depend on where parts are cut.
-    """
-    most, found = sum(part.flops for part in parts) / (PARTS_EACH * workers), list[Part]()
     for part in parts:
-        pieces = max(1, min(len(part.jobs) // part.lanes, math.ceil(part.flops / most)))
-        ends = [round(at * len(part.jobs) / pieces) for at in range(pieces + 1)]
-        found += [part._replace(numbers=part.numbers[a:b], jobs=part.jobs[a:b]) for a, b in pairwise(ends)]
-    return found
-
-
-def _work(part: Part) -> list[tuple[int, RunRecord]]:
-    """What a worker does."""
-    return list(_run_part(part, None))
-
-
-def _run_part(part: Part, follow: Follow | None) -> Iterator[tuple[int, RunRecord]]:
-    for position, record in _Runs(part, follow).run():
-        yield part.numbers[position], record
+        begun, runs = time.perf_counter(), Runs(part, follow)
+        yield from runs.run()
+        if on_part is not None:
+            on_part(part, runs.setup, time.perf_counter() - begun)
 
 
 def _start_of(job: Job) -> Start:
@@ -180,11 +196,12 @@ def _start_of(job: Job) -> Start:
     return Start(job.task, job.seed, job.controller.start, updates_by="" if own is None else own.kind)
 
 
-class _Runs:
-    """The jobs of one shape, started in whichever lane is free."""
+class Runs:
+    """The jobs of one part, started in whichever lane is free; ``setup`` is seconds until the first decision."""
 
-    def __init__(self, part: Part, follow: Follow | None) -> None:
-        self.jobs, self.follow = part.jobs, follow
+    def __init__(self, part: JobsPart, follow: Follow | None = None) -> None:
+        self.numbers, self.jobs, self.follow = part.numbers, part.jobs, follow
+        self.setup, self._begun = 0.0, time.perf_counter()
         first, lanes = part.jobs[0].controller, part.lanes
         recorder = Recorder(part.ledgers, Author(first.name, first.fingerprint)) if part.ledgers else None
         self.batch = EpisodeBatch(
@@ -197,13 +214,14 @@ class _Runs:
         self.decisions = torch.zeros(lanes)
         self.easier = HoldRule(lanes)  # a second, easier target
 
-    def run(self) -> Iterator[tuple[int, RunRecord]]:
+    def run(self) -> Iterator[Numbered]:
         """Every job's number and record, as they end."""
         batch = self.batch
         self._start(list(range(len(self.current))))
         while any(job is not None for job in self.current):
             plans = self._plans()
             decision = batch.decide(plans)
+            self.setup = self.setup or time.perf_counter() - self._begun
             self.decisions += 1
             self.easier.see(decision.loss, batch.budget.cost)
             free = []
@@ -217,7 +235,7 @@ class _Runs:
                     self.traces[lane].append(TracePoint(cost, loss, plan))
                 if decision.done[lane]:
                     record = self._record(job, lane, decision)
-                    yield number, record
+                    yield self.numbers[number], record
                     self.current[lane] = None
                     following = self.follow(job, record) if self.follow else None
                     if following is not None:

@@ -5,13 +5,16 @@ first trial that hits the target, and has paid for all until then. Trials are ju
 which is more than a user would know: it can only help the search.
 """
 
+import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from loopwright.agents.controllers.schedules import Scheduled
+from loopwright.agents.judging.parts import Numbered, OnPart, work_on
 from loopwright.agents.judging.results import Key, RunRecord
 from loopwright.agents.judging.runner import Job, run_jobs
-from loopwright.agents.judging.workers import work_apart
+from loopwright.agents.judging.workers import works_here
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.episode.settings import EpisodeSettings
@@ -23,6 +26,7 @@ from loopwright.inner_tasks.task import Task
 TRIALS = (5, 20)  # the budgets; the larger search begins with the smaller one
 SAMPLERS = ("random", "TPE")
 STARTUP = 4  # trials after which TPE no longer guesses
+TRIALS_EXPECTED = 8  # of a study, of the 20 it may have
 
 
 def list_searches() -> list[str]:
@@ -154,38 +158,80 @@ def run_searches(
     lanes: int = 64,
     done: Container[Key] = (),
     on_record: Callable[[RunRecord], None],
+    on_part: OnPart | None = None,
     workers: int = 1,
 ) -> None:
-    """All searches but those that are ``done``, side by side; ``workers`` divide the shapes, the dearest first."""
+    """All searches but those that are ``done``, side by side; arguments as of ``runner.run_jobs``."""
+    parts = make_searches(tasks, seeds, settings, lanes, done)
+    if not works_here(workers):
+        for _, found in work_on(parts, workers, on_part):
+            for _, record in found:
+                on_record(record)
+        return
+    for part in sorted(parts, key=lambda part: -part.flops):
+        seconds = part.search(on_record)
+        if on_part is not None:
+            on_part(part, *seconds)
+
+
+class SearchPart(NamedTuple):
+    """The searches on tasks of one shape: a ``parts.Part``, whose ``runs`` are studies."""
+
+    tasks: Sequence[Task]
+    seeds: Sequence[int]
+    settings: EpisodeSettings
+    lanes: int
+    done: Container[Key]
+    kind: str = "searches"
+
+    @property
+    def model(self) -> str:
+        return repr(self.tasks[0].model)
+
+    @property
+    def runs(self) -> int:
+        return len(SAMPLERS) * len(self.tasks) * len(self.seeds)
+
+    @property
+    def least(self) -> int:
+        """Studies of whole seeds, twice as many as lanes, so that a batch is as wide as if it were not cut."""
+        return min(self.runs, self.full)
+
+    @property
+    def full(self) -> int:
+        of_seed = len(SAMPLERS) * len(self.tasks)
+        return of_seed * math.ceil(2 * self.lanes / of_seed)
+
+    @property
+    def flops(self) -> float:
+        return TRIALS_EXPECTED * self.runs * measure_cost(self.tasks[0].model).flops
+
+    def cut(self, pieces: int) -> list["SearchPart"]:
+        ends = [round(at * len(self.seeds) / pieces) for at in range(pieces + 1)]
+        return [self._replace(seeds=self.seeds[a:b]) for a, b in pairwise(ends)]
+
+    def work(self) -> tuple[list[Numbered], float, float]:
+        found: list[Numbered] = []
+        setup, seconds = self.search(lambda record: found.append((len(found), record)))
+        return found, setup, seconds
+
+    def search(self, on_record: Callable[[RunRecord], None]) -> tuple[float, float]:
+        """Do it; the seconds until the first decision, and in all."""
+        taken = [(0.0, 0.0)]
+        search = Search(self.tasks, self.seeds, on_record)
+        run_jobs(
+            search.list_first(), self.settings, lanes=self.lanes, done=search.find_over(self.done),
+            follow=search.follow, on_part=lambda part, setup, seconds: taken.append((setup, seconds)),
+        )  # fmt: skip
+        setups, seconds = zip(*taken, strict=True)
+        return sum(setups), sum(seconds)
+
+
+def make_searches(
+    tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Container[Key]
+) -> list[SearchPart]:
+    """The searches, one part for each shape; arguments as of ``run_searches``."""
     of_shape: dict[object, list[Task]] = {}
     for task in tasks:
         of_shape.setdefault(task.shape_key, []).append(task)
-    shapes = sorted(of_shape.values(), key=lambda members: -len(members) * measure_cost(members[0].model).flops)
-    if workers == 1:
-        for members in shapes:
-            _search_shape(members, seeds, settings, lanes, done, on_record)
-        return
-    for records in work_apart(_work, ((members, seeds, settings, lanes, done) for members in shapes), workers):
-        for record in records:
-            on_record(record)
-
-
-def _search_shape(
-    tasks: Sequence[Task],
-    seeds: Sequence[int],
-    settings: EpisodeSettings,
-    lanes: int,
-    done: Container[Key],
-    on_record: Callable[[RunRecord], None],
-) -> None:
-    search = Search(tasks, seeds, on_record)
-    run_jobs(search.list_first(), settings, lanes=lanes, done=search.find_over(done), follow=search.follow)
-
-
-def _work(
-    tasks: Sequence[Task], seeds: Sequence[int], settings: EpisodeSettings, lanes: int, done: Container[Key]
-) -> list[RunRecord]:
-    """What a worker does: one shape."""
-    records: list[RunRecord] = []
-    _search_shape(tasks, seeds, settings, lanes, done, records.append)
-    return records
+    return [SearchPart(members, seeds, settings, lanes, done) for members in of_shape.values()]

@@ -19,9 +19,10 @@ from loopwright.agents.judging.contest import Contest
 from loopwright.agents.judging.entrants import AGENT, find_factor, group_trainings, scale_start
 from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.judging.judge import RANDOM_POLICY, RESULTS, count_runs, judge
+from loopwright.agents.judging.parts import cut_parts
 from loopwright.agents.judging.report import write_report
 from loopwright.agents.judging.results import ResultsFile, RunRecord, TracePoint, read_results
-from loopwright.agents.judging.runner import Job, Part, cut_parts, run_controller, run_jobs
+from loopwright.agents.judging.runner import Job, JobsPart, run_controller, run_jobs
 from loopwright.agents.judging.search import TRIALS, Search, list_searches, run_searches
 from loopwright.agents.judging.statistics import GEQ, SECONDS
 from loopwright.agents.judging.timing import ROUNDS, convert_to_seconds, time_methods
@@ -200,7 +201,7 @@ def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed
         results.append(RunRecord(AGENT, TASK, seed, "hit", cost, 900.0, 0.1, 0.9, trace=trace))
     jobs: list[Job] = []
     monkeypatch.setattr(Contest, "_run", lambda self, chosen, part: jobs.extend(chosen))
-    contest = Contest([], "", [get_task(TASK)], list(paid), results, 1, SHORT, 1, lambda part, done: None)
+    contest = Contest([], "", [get_task(TASK)], list(paid), results, None, 1, SHORT, 1, lambda part, done: None)
     contest.run_replays()
     assert {job.seed: job.controller.start.learning_rate for job in jobs} == {0: 100.0, 1: 200.0, 2: 100.0}
 
@@ -379,7 +380,7 @@ def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypa
 def test_parts_are_cut_until_every_worker_has_some_but_fill_their_lanes() -> None:
     jobs = [Job(bundle(0), get_task(name), seed) for name in (TASK, "digits-conv:0") for seed in range(100)]
     whole = [
-        Part(list(range(first, first + 100)), jobs[first : first + 100], EpisodeSettings(), lanes, None)
+        JobsPart(list(range(first, first + 100)), jobs[first : first + 100], EpisodeSettings(), lanes, None, lanes)
         for first, lanes in ((0, 8), (100, 64))
     ]
     for workers in (1, 2, 8, 64):

@@ -1,0 +1,193 @@
+"""Parts: what the runs of an evaluation are divided into for workers, how long each took, and how busy many would be.
+
+Parts that do not wait for one another share one pool, the dearest first, so that workers end at nearly the same time.
+How long each takes is kept beside the results; from that ``simulate`` says how well so many workers would be used.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from pydantic import Field
+
+from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
+from loopwright.agents.judging.results import ResultsHeader, RunRecord
+from loopwright.agents.judging.workers import work_apart
+from loopwright.envs.loop.untrusted import Count, Name, Positive, strict
+
+PARTS_EACH = 4  # that a worker is to have, where there are runs enough
+PHASES = (("runs", "searches"), ("replays",))  # kinds of parts that share a pool; a replay needs the run it repeats
+PARTS = "parts.jsonl"
+Numbered = tuple[int, RunRecord]
+
+
+class Part(Protocol):
+    """Runs that one worker does, on tasks of one shape.
+
+    Attributes:
+        kind: one of those in ``PHASES``.
+        model: what is trained.
+        runs: how many there are.
+        least: below so many runs it is not cut: they would be done in other batches, and could come out otherwise.
+        full: what that is where there are runs enough.
+        flops: what it costs, nearly.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def runs(self) -> int: ...
+
+    @property
+    def least(self) -> int: ...
+
+    @property
+    def full(self) -> int: ...
+
+    @property
+    def flops(self) -> float: ...
+
+    def cut(self, pieces: int) -> Sequence["Part"]:
+        """The same runs in so many parts."""
+        ...
+
+    def work(self) -> tuple[list[Numbered], float, float]:
+        """Records with their numbers; seconds until the first decision was taken, and in all."""
+        ...
+
+
+@strict
+@dataclass(frozen=True)
+class PartTime:
+    """How long one part took: ``setup`` seconds until the first decision, where loops are compiled, and in all."""
+
+    number: Count
+    kind: Name
+    model: Name
+    runs: Count
+    least: Count
+    full: Count
+    flops: Positive
+    setup: Annotated[float, Field(ge=0)]
+    seconds: Positive
+
+    @property
+    def key(self) -> int:
+        return self.number
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+PARTS_KIND = RecordKind[PartTime](
+    "times of parts", "loopwright-parts-1", ResultsHeader, PartTime, lambda header, record: None, "evaluate again"
+)
+
+
+class PartsFile(RecordsFile[PartTime]):
+    """Times of parts on disk: see ``RecordsFile``, and for the arguments ``ResultsFile``."""
+
+    def __init__(self, path: Path, header: Header, methods: dict[str, list[str]]) -> None:
+        super().__init__(path, PARTS_KIND, {**header, "methods": methods})
+
+    def add(self, part: Part, setup: float, seconds: float) -> None:
+        """Keep how long a part took, unless nothing was left of it to be done."""
+        if not seconds:
+            return
+        own = part.kind, part.model, part.runs, part.least, part.full, part.flops
+        self.append(PartTime(len(self.records), *own, setup, seconds))
+
+
+def read_parts(path: Path) -> list[PartTime]:
+    """Raises ``LoopwrightError`` for a file that does not hold times of parts."""
+    return read_records(path, PARTS_KIND)[1]
+
+
+OnPart = Callable[[Part, float, float], None]
+
+
+def work_on(parts: Sequence[Part], workers: int, on_part: OnPart | None) -> Iterator[tuple[Part, list[Numbered]]]:
+    """What comes of the parts, cut for so many workers, each when it has ended; ``on_part`` hears how long it took."""
+    dearest_first = sorted(cut_parts(parts, workers), key=lambda part: -part.flops)
+    for number, (records, setup, seconds) in work_apart(_work, enumerate(dearest_first), workers):
+        if on_part is not None:
+            on_part(dearest_first[number], setup, seconds)
+        yield dearest_first[number], records
+
+
+def _work(number: int, part: Part) -> tuple[int, tuple[list[Numbered], float, float]]:
+    """What a worker does."""
+    return number, part.work()
+
+
+def cut_parts(parts: Sequence[Part], workers: int) -> list[Part]:
+    """The same runs in parts that are small enough for so many workers to end at nearly the same time."""
+    most = sum(part.flops for part in parts) / (PARTS_EACH * workers)
+    return [piece for part in parts for piece in part.cut(_count_pieces(part, most))]
+
+
+def _count_pieces(part: Part | PartTime, most: float) -> int:
+    return max(1, min(part.runs // part.least, math.ceil(part.flops / most)))
+
+
+class Schedule(NamedTuple):
+    """What one phase would take: parts, seconds of work, of the longest part, and until all have ended."""
+
+    kinds: tuple[str, ...]
+    parts: int
+    work: float
+    longest: float
+    seconds: float
+
+
+def simulate(times: Sequence[PartTime], workers: int, scale: int = 1) -> list[Schedule]:
+    """The phases of an evaluation whose parts took so long, on so many workers of the same speed.
+
+    Parts are put together by kind, model and what they may be cut to, and cut as ``work_on`` would cut them; each piece
+    takes the setup, and its share of the rest. Given to whoever is free, in the order of ``work_on``. With a ``scale``,
+    there are so many times the runs.
+    """
+    found = []
+    for kinds in PHASES:
+        whole = [_scale(own, scale) for own in _put_together([time for time in times if time.kind in kinds])]
+        if not whole:
+            continue
+        most = sum(time.flops for time in whole) / (PARTS_EACH * workers)
+        pieces: list[tuple[float, float]] = []
+        for time in whole:
+            count = _count_pieces(time, most)
+            pieces += [(time.flops / count, time.setup + (time.seconds - time.setup) / count)] * count
+        free = [0.0] * workers
+        for _, seconds in sorted(pieces, key=lambda piece: -piece[0]):
+            heapq.heapreplace(free, free[0] + seconds)
+        lengths = [seconds for _, seconds in pieces]
+        found.append(Schedule(kinds, len(pieces), sum(lengths), max(lengths), max(free)))
+    return found
+
+
+def _put_together(times: Sequence[PartTime]) -> list[PartTime]:
+    """One for all that could have been one part: the longest setup, and the rest of all."""
+    groups: dict[tuple[str, str, int, float], list[PartTime]] = {}
+    for time in times:
+        groups.setdefault((time.kind, time.model, time.least, time.flops / time.runs), []).append(time)
+    found = []
+    for own in groups.values():
+        setup = max(time.setup for time in own)
+        rest = sum(time.seconds - time.setup for time in own)
+        runs, flops = sum(time.runs for time in own), sum(time.flops for time in own)
+        found.append(replace(own[0], runs=runs, flops=flops, setup=setup, seconds=setup + rest))
+    return found
+
+
+def _scale(time: PartTime, scale: int) -> PartTime:
+    """As if there were so many times the runs."""
+    seconds = time.setup + scale * (time.seconds - time.setup)
+    least = min(time.full, scale * time.least)
+    return replace(time, runs=scale * time.runs, least=least, flops=scale * time.flops, seconds=seconds)

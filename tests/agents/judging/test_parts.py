@@ -1,0 +1,111 @@
+"""What an evaluation is divided into for workers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from loopwright.agents.judging.parts import (
+    PARTS,
+    Numbered,
+    Part,
+    PartsFile,
+    PartTime,
+    cut_parts,
+    read_parts,
+    simulate,
+    work_on,
+)
+from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.search import SAMPLERS, make_searches
+from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.inner_tasks import get_task
+from loopwright.scripts.main import main
+
+TIME = PartTime(0, "runs", "MLP", 640, 64, 64, 640.0, 2.0, 62.0)
+HEADER = {"suites": {"s": ["a:0"]}, "seeds": [1]}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A part that does nothing but count."""
+
+    runs: int
+    first: int = 0
+    least: int = 4
+    full: int = 4
+    kind: str = "runs"
+    model: str = "MLP"
+
+    @property
+    def flops(self) -> float:
+        return float(self.runs)
+
+    def cut(self, pieces: int) -> Sequence["Numbers"]:
+        ends = [self.first + round(at * self.runs / pieces) for at in range(pieces + 1)]
+        return [replace(self, runs=b - a, first=a) for a, b in pairwise(ends)]
+
+    def work(self) -> tuple[list[Numbered], float, float]:
+        records = [RunRecord("agent", "a:0", n, "hit", 1.0, 2.0, 0.1, 0.9) for n in self.numbers]
+        return [(record.seed, record) for record in records], 0.5, 1.5
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.runs)
+
+
+def test_workers_give_every_run_once_and_say_how_long_its_part_took() -> None:
+    taken: list[tuple[Part, float, float]] = []
+    parts = [Numbers(40), Numbers(6, 40, kind="searches"), Numbers(3, 46)]
+    found = list(work_on(parts, 2, lambda *own: taken.append(own)))
+    assert sorted(number for _, records in found for number, _ in records) == list(range(49))
+    for part, records in found:
+        assert [number for number, _ in records] == list(part.numbers)  # type: ignore[attr-defined]
+    assert {part.kind for part, _ in found} == {"runs", "searches"}
+    assert len(taken) == len(found) == len(cut_parts(parts, 2)) > len(parts)
+    assert {own[1:] for own in taken} == {(0.5, 1.5)}
+
+
+def test_searches_are_cut_at_seeds_and_only_while_batches_stay_as_wide() -> None:
+    tasks = [get_task("breast-cancer:1"), get_task("breast-cancer:2")]
+    studies = len(SAMPLERS) * len(tasks)
+    for lanes, seeds, expected in ((64, 20, 1), (16, 20, 2), (4, 7, 3), (4, 1, 1)):
+        (whole,) = make_searches(tasks, range(seeds), EpisodeSettings(), lanes, ())
+        parts = cut_parts([whole], 64)
+        assert [seed for part in parts for seed in part.seeds] == list(range(seeds))  # type: ignore[attr-defined]
+        assert len(parts) == expected
+        assert all(part.runs == studies * len(part.seeds) for part in parts)  # type: ignore[attr-defined]
+        assert all(part.runs >= 2 * lanes for part in parts) or expected == 1
+
+
+def test_the_schedule_of_many_workers() -> None:
+    (alone,) = simulate([TIME], 1)
+    assert alone == (("runs", "searches"), 4, 60.0 + 4 * 2.0, 17.0, 68.0)
+    (many,) = simulate([TIME], 64)  # ten fill their lanes
+    assert many == (("runs", "searches"), 10, 60.0 + 10 * 2.0, 8.0, 8.0)
+    half = replace(TIME, runs=320, flops=320.0, seconds=32.0)
+    assert simulate([half, replace(half, number=1, setup=1.0, seconds=31.0)], 64) == [many]
+    assert simulate([replace(TIME, runs=32, least=32, flops=32.0, seconds=5.0)], 64, scale=20) == [many]
+    dear = replace(TIME, kind="searches", runs=80, least=80, full=128, flops=640.0)
+    first, second = simulate([TIME, dear, replace(TIME, kind="replays", least=640, full=640)], 4)
+    assert (first.parts, first.longest) == (9, 62.0)
+    assert first.seconds == 62.0  # of the search, beside which the runs are done
+    assert second == (("replays",), 1, 62.0, 62.0, 62.0)
+
+
+def test_a_command_says_how_busy_workers_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = PartsFile(tmp_path / PARTS, HEADER, {"agent": ["x"]})
+    assert main(["scaling", str(tmp_path)]) == 2
+    assert "holds no part" in capsys.readouterr().err
+    file.add(Numbers(640, least=64, full=64), 2.0, 62.0)
+    file.add(Numbers(5), 0.0, 0.0)  # nothing was left of it
+    assert [time.runs for time in read_parts(tmp_path / PARTS)] == [640]
+    assert main(["scaling", str(tmp_path), "--workers", "10"]) == 0
+    assert "all phases: 8 s on 10 workers, 80 s on one: efficiency 100%" in capsys.readouterr().out
+    assert main(["scaling", str(tmp_path), "--workers", "20", "--json"]) == 0
+    assert '"efficiency": 0.5' in capsys.readouterr().out
+    assert main(["scaling", str(tmp_path), "--workers", "0"]) == 2
+    assert main(["scaling", str(tmp_path / "nowhere")]) == 2
+    assert "no times of parts at" in capsys.readouterr().err
