@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -27,13 +27,13 @@ from loopwright.inner_tasks.registry import find_family, get_shape
 from loopwright.inner_tasks.suites import SEARCHED, get_suite, list_suites
 from loopwright.inner_tasks.targets import TARGETS_FILE, StoredTargets, read_targets, write_targets
 from loopwright.inner_tasks.task import Calibration, ShapeKey, Task
-from loopwright.scripts.run import compile_where_possible, run, working_on
+from loopwright.scripts.run import Workers, compile_where_possible, run
 
 AT_ONCE = 5  # tasks that a worker is given, all of one shape; what an interruption can lose
 
 
 @dataclass
-class Config:
+class Config(Workers):
     suite: str = "all"
     """Suite to calibrate, or "all"."""
     tasks: tuple[str, ...] = ()
@@ -42,12 +42,6 @@ class Config:
     """Also recompute tasks that already have a target."""
     check: bool = False
     """Recompute, store nothing, and fail where a target comes out differently (rounding apart)."""
-    workers: int = 1
-    """Processes, of one thread each."""
-    backend: Literal["local", "ray"] = "local"
-    """Where they are: on this machine, or on a Ray cluster (the extra ray)."""
-    address: str = ""
-    """Of the Ray cluster, such as auto; empty starts one on this machine."""
 
 
 Found = tuple[str, Calibration | None, str]  # a task, and its calibration or why there is none
@@ -120,7 +114,7 @@ def calibrate_missing(config: Config) -> int:
     else:
         todo = [name for name in names if config.again or name not in known]
     different = []
-    with working_on(config.backend, config.address), tqdm(total=len(todo), desc="calibrate", unit="task") as bar:
+    with config.working(), tqdm(total=len(todo), desc="calibrate", unit="task") as bar:
         for found in calibrate_all(divide(todo, stored, config.check), config.workers):
             bar.update(len(found))
             for name, calibration, why in found:

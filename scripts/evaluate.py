@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -27,11 +27,11 @@ from loopwright.agents.judging.report import print_tables, write_report
 from loopwright.agents.judging.tables import make_tables
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.holding import holding_folder
-from loopwright.scripts.run import compile_where_possible, run, working_on
+from loopwright.scripts.run import Workers, compile_where_possible, run
 
 
 @dataclass
-class Config:
+class Config(Workers):
     bundles: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Saved policies (.safetensors), or names of those that come with the package."""
     folder: Path = Path("runs/evaluation")
@@ -50,12 +50,6 @@ class Config:
     """The untuned track: all start from 10^U(-spread, spread) times the learning rate they were tuned to."""
     lanes: int = 64
     """Inner runs side by side."""
-    workers: int = 1
-    """Processes to divide the work among, each with one thread."""
-    backend: Literal["local", "ray"] = "local"
-    """Where they are: on this machine, or on a Ray cluster (the extra ray); audit logs stay where they are written."""
-    address: str = ""
-    """Of the Ray cluster, such as auto; empty starts one on this machine."""
     ledgers: bool = False
     """Write an audit log of every run of the saved policies, to ledgers/ in the folder."""
     json: bool = False
@@ -112,7 +106,7 @@ def show_evaluation(evaluation: Evaluation, folder: Path, provenance: dict[str, 
 def main(config: Config) -> None:
     bundles = [load_policy(path) for path in config.bundles]
     competitors = config.competitors[0] if len(config.competitors) == 1 else config.competitors
-    with holding_folder(config.folder), working_on(config.backend, config.address):
+    with holding_folder(config.folder), config.working():
         evaluation = evaluate(
             bundles, config.suite, config.folder, seeds=config.seeds, competitors=competitors, prices=config.prices,
             searches=config.searches, rate_spread=config.rate_spread, lanes=config.lanes, ledgers=config.ledgers,

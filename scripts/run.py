@@ -2,8 +2,10 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import tyro
 
@@ -21,15 +23,26 @@ def compile_where_possible() -> bool:
     return has_compiler()
 
 
-def working_on(backend: str, address: str) -> AbstractContextManager[None]:
-    """What the workers of a command are within: nothing on this machine, or a Ray cluster."""
-    if backend == "ray":
-        from loopwright.agents.judging.workers import working_on_ray  # slow to load, and for some commands only
+@dataclass
+class Workers:
+    """The options of a command that divides its work."""
 
-        return working_on_ray(address)
-    if address:
-        raise LoopwrightError(f"address is that of a Ray cluster, and needs --backend ray; got {address!r}")
-    return nullcontext()
+    workers: int = 1
+    """Processes to divide the work among, each with one thread."""
+    backend: Literal["local", "ray"] = "local"
+    """Where they are: on this machine, or on a Ray cluster (the extra ray); audit logs stay where they are written."""
+    address: str = ""
+    """Of the Ray cluster, such as auto; empty starts one on this machine."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """What they work within: nothing on this machine, or a Ray cluster."""
+        if self.backend == "ray":
+            from loopwright.agents.judging.workers import working_on_ray  # slow to load, and for some commands only
+
+            return working_on_ray(self.address)
+        if self.address:
+            raise LoopwrightError(f"address is that of a Ray cluster, and needs --backend ray; got {self.address!r}")
+        return nullcontext()
 
 
 def run(module: ModuleType, arguments: list[str] | None = None) -> int:

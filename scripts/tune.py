@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,11 +29,11 @@ from loopwright.envs.loop.holding import holding_file
 from loopwright.envs.loop.storage import write_whole
 from loopwright.inner_tasks.registry import get_tasks
 from loopwright.inner_tasks.suites import get_suite
-from loopwright.scripts.run import compile_where_possible, run, working_on
+from loopwright.scripts.run import Workers, compile_where_possible, run
 
 
 @dataclass
-class Config:
+class Config(Workers):
     kinds: tuple[str, ...] = tuple(COMPETITORS)
     """Competitors to tune; the stored winners of the others stay."""
     prices: tuple[str, ...] = TUNED_LISTS
@@ -44,12 +44,6 @@ class Config:
     """Tasks of the training suite they are tried on."""
     missing: bool = False
     """Leave alone what was tuned over as many configurations and tasks already: to go on after an interruption."""
-    workers: int = 1
-    """Processes to divide the work among, each with one thread."""
-    backend: Literal["local", "ray"] = "local"
-    """Where they are: on this machine, or on a Ray cluster (the extra ray)."""
-    address: str = ""
-    """Of the Ray cluster, such as auto; empty starts one on this machine."""
 
 
 class Counted:
@@ -72,7 +66,7 @@ def main(config: Config) -> None:
     for prices in config.prices:
         if prices not in TUNED_LISTS:
             raise LoopwrightError(f"prices must be among {', '.join(TUNED_LISTS)}; got {prices}")
-    with holding_file(TUNED_FILE), working_on(config.backend, config.address):
+    with holding_file(TUNED_FILE), config.working():
         tune_all(config)
 
 
