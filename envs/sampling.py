@@ -11,7 +11,7 @@ from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
 from loopwright.envs.loop.checks import check_kind, check_number
 from loopwright.envs.loop.context import INFORMATION
-from loopwright.envs.loop.errors import UncalibratedTaskError
+from loopwright.envs.loop.errors import UncalibratedTaskError, UnknownNameError
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan
 from loopwright.inner_tasks.datasets import require
 from loopwright.inner_tasks.registry import find_family, get_shape, get_task
@@ -47,14 +47,19 @@ class Spread:
     Attributes:
         rate: in orders of magnitude: the learning rate is multiplied by 10^U(-rate, rate), in [0, 2].
         fields: the chance, in [0, 1], with which each other field of ``DRAWN_FIELDS`` is drawn anew.
+        kept: those that are not, whatever the chance.
     """
 
     rate: float = 0.0
     fields: float = 0.0
+    kept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("rate of a spread", self.rate, "lie in [0, 2], orders of magnitude", 0, 2)
         check_number("fields of a spread", self.fields, "be a chance, in [0, 1]", 0, 1)
+        for name in self.kept:
+            if name not in DRAWN_FIELDS:
+                raise UnknownNameError("field that is drawn", name, list(DRAWN_FIELDS))
 
     def draw(
         self, rng: np.random.Generator, plan: LoopPlan, among: Mapping[str, tuple[Any, ...]] = DRAWN_FIELDS
@@ -63,6 +68,8 @@ class Spread:
         changes: dict[str, Any] = {}
         if self.fields:
             for name, values in among.items():
+                if name in self.kept:
+                    continue
                 value, drawn = values[int(rng.integers(len(values)))], rng.random() < self.fields
                 if drawn:
                     changes[name] = value

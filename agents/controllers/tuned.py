@@ -116,9 +116,18 @@ def find_best_single(names: Collection[str], prices: str = TUNED_LISTS[0]) -> st
 
 
 def get_starting_plan(name: str) -> LoopPlan:
-    """The plan to start from: "tuned" is the best constant where updates cost time, "default" PyTorch's own AdamW."""
+    """The plan to start from: "default" is PyTorch's own AdamW, "tuned" the best constant where updates cost time.
+
+    Others are named as the competitors that are constants, such as "averaged AdamW", and are as that list has them.
+    """
     if name == "default":
         return LoopPlan()
-    if name == "tuned":
-        return restore_controller("constant", read_tuned(TUNED_LISTS[-1])["constant"]["settings"]).start
-    raise UnknownNameError("starting plan", name, ["tuned", "default"])
+    constants = {
+        own: entry["settings"]
+        for own, entry in read_tuned(TUNED_LISTS[-1]).items()
+        if entry["settings"]["type"] == Constant.__name__
+    }
+    constants["tuned"] = constants.pop("constant")
+    if name not in constants:
+        raise UnknownNameError("starting plan", name, ["tuned", "default", *sorted(set(constants) - {"tuned"})])
+    return restore_controller(name, constants[name]).start

@@ -71,11 +71,12 @@ class TrainingConfig:
     action: str = ""
     """discrete, box or flat; empty takes what the algorithm supports."""
     start: str = "tuned"
-    """Starting plan: the "tuned" constant, or PyTorch's "default" AdamW settings."""
+    """Starting plan: the "tuned" constant, PyTorch's "default" AdamW, or a tuned competitor's ("averaged AdamW")."""
     rate_spread: float = 1.5
     """Episodes start with the learning rate times 10^U(-spread, spread), lest the policy rely on its start."""
     fields_spread: float = 0.3
-    """Chance with which an episode starts with another optimizer, momentum, batch, ... than the starting plan's."""
+    """Chance with which an episode starts with another optimizer, momentum, batch, ... than the starting plan's; with
+    another optimizer only if there is a knob to change it."""
     reward: str = "log-progress"
     """What it is rewarded for: see the environment's page."""
     prices: str = "drawn"

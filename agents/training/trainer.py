@@ -127,10 +127,13 @@ def _claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
 
 
 def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
+    # A policy that cannot leave a rule is not put on others; but of plain runs every user has their own.
+    moved = {"optimizer"} if config.plain_runs else {knob.field for knob in KnobSet(config.knobs).knobs}
+    spread = Spread(config.rate_spread, config.fields_spread, kept=tuple({"optimizer"} - moved))
     return SB3VecEnv(
         TrainingLoopVectorEnv(
             config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
-            plan=get_starting_plan(config.start), spread=Spread(config.rate_spread, config.fields_spread),
+            plan=get_starting_plan(config.start), spread=spread,
             withheld=config.withheld, open_runs=config.open_runs, plain_runs=config.plain_runs,
             settings=settings, autoreset_mode="SameStep",
         ),

@@ -22,6 +22,7 @@ KNOB_SETS: dict[str, tuple[str, ...]] = {
     "lr-momentum": ("lr", "momentum"),
     "clip": ("clip",),
     "core": ("lr", "momentum", "second_momentum", "weight_decay", "clip", "batch", "optimizer", "average"),
+    "one-rule": ("lr", "momentum", "second_momentum", "weight_decay", "clip", "batch", "average"),
     "loop": ("batch", "average", "optimizer", "depth", "keep", "order", "echo", "sweep", "rollback"),
     "all": tuple(KNOBS),
 }

@@ -19,7 +19,13 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import loopwright
 from loopwright.envs.loop.context import INFORMATION
-from loopwright.envs.loop.errors import DataError, InvalidActionError, LoopwrightError, UncalibratedTaskError
+from loopwright.envs.loop.errors import (
+    DataError,
+    InvalidActionError,
+    LoopwrightError,
+    UncalibratedTaskError,
+    UnknownNameError,
+)
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.observation import FEATURES, OBSERVATION_NAMES
 from loopwright.envs.loop.plan import ROW, LoopPlan
@@ -239,6 +245,11 @@ def test_episodes_start_from_all_kinds_of_plans() -> None:
     back = Spread(fields=1.0).draw(rng, LoopPlan(optimizer="sgd", learning_rate=0.3))
     assert back.learning_rate == pytest.approx(0.3 if back.optimizer == "sgd" else 0.01)
     assert Spread().draw(rng, plan) == plan
+    kept = [Spread(fields=1.0, kept=("optimizer",)).draw(rng, plan) for _ in range(20)]
+    assert {own.optimizer for own in kept} == {plan.optimizer}
+    assert len({own.batch for own in kept}) > 1
+    with pytest.raises(UnknownNameError, match="unknown field that is drawn 'clip'"):
+        Spread(kept=("clip",))
     with pytest.raises(LoopwrightError, match=r"fields of a spread must be a chance, in \[0, 1\]; got 2"):
         Spread(fields=2)
 

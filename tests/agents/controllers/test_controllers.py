@@ -102,6 +102,15 @@ def test_schedules_are_searched_around_the_best_constant_too() -> None:
     assert near == [False, True] * 4
 
 
+def test_a_starting_plan_may_be_that_of_a_tuned_constant() -> None:
+    (averaged,) = load_competitors(["averaged AdamW"], "measured")[1:]
+    assert get_starting_plan("averaged AdamW") == averaged.start != get_starting_plan("tuned")
+    assert get_starting_plan("default") == LoopPlan()
+    for name in ("constant", "one-cycle", "Muon"):  # called "tuned"; and no constants
+        with pytest.raises(LoopwrightError, match=f"unknown starting plan '{name}'; known: tuned, default, AdamW"):
+            get_starting_plan(name)
+
+
 def test_the_best_single_competitor_is_the_cheapest_where_all_were_tuned() -> None:
     assert find_best_single(["AdamW"]) == "AdamW"
     assert find_best_single(["AdamW", "averaged AdamW"]) == "averaged AdamW"
