@@ -25,15 +25,18 @@ from loopwright.envs.loop.storage import in_one_line, is_unfinished
 from loopwright.scripts.evaluate import evaluate, provenance, show_evaluation
 from loopwright.scripts.run import compile_where_possible, run
 
-# More lanes and shorter rollouts than a training has by itself: more decisions a second.
-QUICKLY: dict[str, Any] = {"lanes": 256, "options": {"n_steps": 24}}
+# More lanes and shorter rollouts than a training has by itself: more decisions a second. And AdamW alone, from a start
+# that is good on most tasks: so short a training learns less where it has more to choose from.
+QUICKLY: dict[str, Any] = {
+    "lanes": 256, "options": {"n_steps": 24}, "knobs": "one-rule", "start": "averaged AdamW", "rate_spread": 1.0,
+}  # fmt: skip
 
 
 @dataclass
 class Config:
     folder: Path = Path("runs/demo")
     """Where everything goes; an earlier demo there is replaced, anything else is not."""
-    steps: int = 250_000
+    steps: int = 350_000
     """Decisions to train for."""
     seeds: int = 10
     """Paired seeds per evaluated task."""

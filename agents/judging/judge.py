@@ -82,20 +82,18 @@ def judge(
     settings, everything = settings or EpisodeSettings(), competitors == "all" and rate_spread == 0
     members = {name: tuple(get_suite(name).tasks()) for name in suites}
     tasks = get_tasks(list(dict.fromkeys(task for names in members.values() for task in names)))
-    run_seeds = list(range(FIRST_SEED, FIRST_SEED + seeds))
+    paired = list(range(FIRST_SEED, FIRST_SEED + seeds))
     contestants, names = group_trainings(controllers), expand_competitors(competitors)
     field = [*contestants, *list_rivals(names, settings.price_list.name)]
     rival = find_best_single(names, settings.price_list.name)
-    header = {"suites": members, "seeds": run_seeds, "settings": _describe(settings), "rate_spread": rate_spread}
+    header = {"suites": members, "seeds": paired, "settings": _describe(settings), "rate_spread": rate_spread}
     with holding_folder(folder):
         field += _list_extras(controllers[0], settings, folder, progress) if everything else []
         besides = (OPEN_LOOP, *(list_searches() if searches else ())) if everything else ()
         prints = _list_fingerprints(field, tasks[0], besides)
-        results, timings = ResultsFile(folder / RESULTS, header, prints), TimingsFile(folder / TIMINGS, header, prints)
-        parts = PartsFile(folder / PARTS, header, prints)
-        contest = Contest(
-            field, rival, tasks, run_seeds, results, parts, lanes, settings, workers, progress, rate_spread
-        )
+        results, parts = ResultsFile(folder / RESULTS, header, prints), PartsFile(folder / PARTS, header, prints)
+        timings = TimingsFile(folder / TIMINGS, header, prints)
+        contest = Contest(field, rival, tasks, paired, results, parts, lanes, settings, workers, progress, rate_spread)
         with limit_threads(1):
             contest.run_all(contestants if ledgers else (), searches=everything and searches)
             if everything:
