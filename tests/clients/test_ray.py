@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.results import read_results
 from loopwright.agents.judging.workers import work_apart, working_on_ray
 from loopwright.scripts.main import main
@@ -50,3 +51,16 @@ def test_an_evaluation_comes_out_the_same_run_for_run(tmp_path: Path) -> None:
 def test_an_address_without_the_backend_is_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["evaluate", "core", "--address", "auto", "--folder", str(tmp_path)]) == 2
     assert "needs --backend ray; got 'auto'" in capsys.readouterr().err
+
+
+def test_rllib_trains_a_policy_that_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "trained")
+    small = ["--steps", "64", "--lanes", "4", "--suite", "demo-new", "--no-compile"]
+    assert main(["rllib", "--folder", folder, *small]) == 0
+    policy = load_policy(tmp_path / "trained" / "policy.safetensors")
+    assert policy.knobs.name == "core"
+    assert policy.training["decisions"] >= 64
+    judged = ["--suite", "demo-new", "--seeds", "1", "--competitors", "constant", "--folder", str(tmp_path / "judged")]
+    assert main(["evaluate", f"{folder}/policy.safetensors", *judged]) == 0
+    assert "demo-new: against constant the agent needs" in capsys.readouterr().out
+    assert main(["rllib", "--folder", folder, "--lanes", "0"]) == 2
