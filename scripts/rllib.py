@@ -2,7 +2,8 @@
 
     loopwright rllib --folder runs/rllib --steps 250000
 
-Needs the extra rllib. The native vector environment runs inside the runner; the bundle is written after every iteration.
+Needs the extra rllib. The native vector environment runs inside the runner; the bundle is written after every
+iteration.
 """
 
 import sys

@@ -23,6 +23,8 @@ from loopwright.envs.loop.checks import check_whole
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.scripts.run import run
 
+MOST_WORKERS = MOST_SCALE = 100_000
+
 
 @dataclass
 class Config:
@@ -37,8 +39,8 @@ class Config:
 
 
 def main(config: Config) -> None:
-    check_whole("workers", config.workers, 1)
-    check_whole("scale", config.scale, 1)
+    check_whole("workers", config.workers, 1, MOST_WORKERS)
+    check_whole("scale", config.scale, 1, MOST_SCALE)
     times = read_parts(config.folder / PARTS)
     if not times:
         raise LoopwrightError(f"{config.folder / PARTS} holds no part: nothing was left to be done when it was written")

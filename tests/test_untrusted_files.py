@@ -22,6 +22,7 @@ from loopwright.agents.controllers.bundle import load_policy, save_policy
 from loopwright.agents.controllers.carded import compute_digest
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.judging import typical_schedule
+from loopwright.agents.judging.parts import PARTS_KIND, PartTime, read_parts, simulate
 from loopwright.agents.judging.records import read_records
 from loopwright.agents.judging.results import RESULTS_KIND, RunRecord, TracePoint
 from loopwright.agents.judging.timing import TIMINGS_KIND, Timing
@@ -44,6 +45,7 @@ RUNS = [RunRecord("agent", "a", seed, "hit", 300.5, 900.0, 0.25, 0.75, 0, 280.25
 CURVE = ((0, 0.0, 2.0), (10, 1.0, 0.5))
 SETTING = {"lr": 0.1, "weight_decay": 0.0, "warm_up": 0.1}
 TRIAL = TrainingTrial("p", "AdamW", 0, "contest", "0" * 64, SETTING, 0.5, True, 640, 1.0, CURVE)
+PART = PartTime(0, "runs", "MLP", 640, 64, 64, 640.0, 2.0, 62.0)
 PROGRAMS = {"versions": {"torch": "2"}, "tuning": 3, "programs": {"p": {"batch_size": 64}}}
 
 Lines = list[dict[str, Any]]
@@ -52,6 +54,7 @@ SEALED: dict[str, tuple[Lines, Callable[[Path], object]]] = {
              lambda path: read_records(path, RESULTS_KIND)),
     "timings": ([{"format": TIMINGS_KIND.format, **HEADER}, Timing("agent", "a", (1e-5, 2e-5), 0.25).as_json()],
                 lambda path: read_records(path, TIMINGS_KIND)),
+    "parts": ([{"format": PARTS_KIND.format, **HEADER}, PART.as_json()], lambda path: simulate(read_parts(path), 64)),
     "trials": ([{"format": TRIALS_KIND.format, **PROGRAMS}, TRIAL.as_json()],
                lambda path: read_records(path, TRIALS_KIND)),
     "ledger": ([{"format": LEDGER_FORMAT, "task": "a", "seed": 1}, {"decision": 1, "plan": PLANS[1].as_json()}],

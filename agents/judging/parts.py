@@ -16,7 +16,7 @@ from pydantic import Field
 from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
 from loopwright.agents.judging.results import ResultsHeader, RunRecord
 from loopwright.agents.judging.workers import work_apart
-from loopwright.envs.loop.untrusted import Count, Name, Positive, strict
+from loopwright.envs.loop.untrusted import Count, Name, Positive, demand, strict
 
 PARTS_EACH = 4  # that a worker is to have, where there are runs enough
 PHASES = (("runs", "searches"), ("replays",))  # kinds of parts that share a pool; a replay needs the run it repeats
@@ -86,8 +86,15 @@ class PartTime:
         return asdict(self)
 
 
+def _check(header: Header, time: PartTime) -> None:
+    demand(time.runs > 0, "a part has runs")
+    demand(0 < time.least <= time.full, f"least must lie in 1 to {time.full}, got {time.least}")
+    demand(time.setup <= time.seconds, f"setup took {time.setup} of {time.seconds} seconds")
+    demand(any(time.kind in kinds for kinds in PHASES), f"kind {time.kind!r}")
+
+
 PARTS_KIND = RecordKind[PartTime](
-    "times of parts", "loopwright-parts-1", ResultsHeader, PartTime, lambda header, record: None, "evaluate again"
+    "times of parts", "loopwright-parts-1", ResultsHeader, PartTime, _check, "evaluate again"
 )
 
 

@@ -21,6 +21,7 @@ from loopwright.agents.judging.parts import (
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.search import SAMPLERS, make_searches
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.inner_tasks import get_task
 from loopwright.scripts.main import main
 
@@ -93,6 +94,21 @@ def test_the_schedule_of_many_workers() -> None:
     assert (first.parts, first.longest) == (9, 62.0)
     assert first.seconds == 62.0  # of the search, beside which the runs are done
     assert second == (("replays",), 1, 62.0, 62.0, 62.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": 0}, "a part has runs"), ({"least": 0}, "least must lie in 1 to 64, got 0"),
+        ({"least": 65}, "least must lie in 1 to 64, got 65"), ({"setup": 63.0}, "setup took 63.0 of 62.0 seconds"),
+        ({"kind": "walks"}, "kind 'walks'"), ({"seconds": 0.0}, "seconds"),
+    ],
+)  # fmt: skip
+def test_times_that_cannot_be_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    file = PartsFile(tmp_path / PARTS, HEADER, {"agent": ["x"]})
+    file._lines.append(TIME.as_json() | change)
+    with pytest.raises(LoopwrightError, match=message):
+        read_parts(tmp_path / PARTS)
 
 
 def test_a_command_says_how_busy_workers_would_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
