@@ -27,7 +27,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "lanes": (1, MOST_LANES), "workers": (1, MOST_WORKERS), "threads": (1, MOST_THREADS), "seeds": (1, MOST_RUNS),
     "seed": (0, MOST_SEED), "steps": (1, MOST_STEPS), "checkpoint_every": (1, MOST_STEPS), "samples": (1, MOST_STEPS),
     "draws": (1, MOST_RUNS), "tuning": (1, MOST_RUNS), "configurations": (0, MOST_RUNS), "tasks": (1, MOST_RUNS),
-    "microbatch": (1, MOST_SAMPLES),
+    "microbatch": (1, MOST_SAMPLES), "scale": (1, MOST_RUNS),
 }  # fmt: skip
 NUMBERS: dict[str, tuple[str, float, float]] = {
     "seconds": ("lie in [0.001, 3600]", 1e-3, 3600), "rate_spread": ("lie in [0, 2], orders of magnitude", 0, 2),

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from loopwright.agents.controllers.bundle import save_policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.rllib import extract_rllib_policy
-from loopwright.envs.loop.checks import check_whole
 from loopwright.envs.loop.extras import import_extra
 from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
@@ -47,8 +46,6 @@ class Config:
 
 
 def main(config: Config) -> None:
-    check_whole("steps", config.steps, 1)
-    check_whole("lanes", config.lanes, 1)
     start, knobs = get_starting_plan("tuned"), KnobSet(config.knobs)
     with holding_folder(config.folder):
         algorithm = _build(config)
