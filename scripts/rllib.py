@@ -20,6 +20,7 @@ from loopwright.agents.training.rllib import extract_rllib_policy
 from loopwright.envs.loop.extras import import_extra
 from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.knob_set import KnobSet
+from loopwright.envs.loop.plan import LoopPlan
 from loopwright.scripts.run import compile_where_possible, run
 
 DISCOUNT, ROLLOUT = 0.995, 16  # decisions of a lane between updates of the policy
@@ -48,7 +49,7 @@ class Config:
 def main(config: Config) -> None:
     start, knobs = get_starting_plan("tuned"), KnobSet(config.knobs)
     with holding_folder(config.folder):
-        algorithm = _build(config)
+        algorithm = _build(config, start)
         trained = {"algorithm": "PPO of RLlib", "suite": config.suite, "seed": config.seed}
         try:
             with tqdm(total=config.steps, unit="decision", unit_scale=True, desc="train PPO of RLlib") as bar:
@@ -64,12 +65,12 @@ def main(config: Config) -> None:
     print(f"saved {config.folder / 'policy.safetensors'}")
 
 
-def _build(config: Config) -> Any:
+def _build(config: Config, start: LoopPlan) -> Any:
     """RLlib's PPO on the registered environment."""
     ppo = import_extra("ray.rllib.algorithms.ppo", "rllib")
     batch = ROLLOUT * config.lanes
     environment = {
-        "suite": config.suite, "knobs": config.knobs, "plan": get_starting_plan("tuned").as_json(),
+        "suite": config.suite, "knobs": config.knobs, "plan": start.as_json(),
         "spread": {"rate": config.rate_spread},
         "settings": {"compile": config.compile and compile_where_possible(), "discount": DISCOUNT},
     }  # fmt: skip

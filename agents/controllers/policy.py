@@ -109,8 +109,7 @@ class Policy(Described):
         """
         if not deterministic:
             raise LoopwrightError("a saved policy is deterministic; deterministic must be True, got False")
-        seen, layer = np.asarray(observation, dtype=np.float32), self.network[0] if self.lstm is None else self.lstm
-        features = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
+        seen, features = np.asarray(observation, dtype=np.float32), self.features
         if seen.ndim not in (1, 2) or seen.shape[-1] != features:
             raise LoopwrightError(f"observations have shape {seen.shape}; want ({features},) or (envs, {features})")
         many = np.atleast_2d(seen)
@@ -125,6 +124,11 @@ class Policy(Described):
                 memory[:, :, np.broadcast_to(np.asarray(episode_start, bool), len(many))] = 0
         actions = self.act(many, memory)
         return (actions if seen.ndim == 2 else actions[0]), None if memory is None else tuple(memory)
+
+    @property
+    def features(self) -> int:
+        """How many an observation has."""
+        return int(self.network[0].in_features if self.lstm is None else self.lstm.input_size)  # type: ignore[arg-type]
 
     @property
     def needs(self) -> Needs:

@@ -72,10 +72,11 @@ class Contest:
         )  # fmt: skip
 
     def _keep(self, record: RunRecord, kind: str) -> None:
-        """Keep a record that is new: of a study all come, though a kill between them may have left some."""
-        if record.key not in self.results.done:
-            self.results.append(record)
-            self.progress(kind, 1)
+        """Keep a record. Of a study all come, though a kill between them may have left some; of runs none twice."""
+        if kind == "searches" and record.key in self.results.done:
+            return
+        self.results.append(record)
+        self.progress(kind, 1)
 
     def run_replays(self) -> None:
         """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.

@@ -8,6 +8,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -138,6 +139,12 @@ def cut_parts(parts: Sequence[Part], workers: int) -> list[Part]:
     """The same runs in parts that are small enough for so many workers to end at nearly the same time."""
     most = sum(part.flops for part in parts) / (PARTS_EACH * workers)
     return [piece for part in parts for piece in part.cut(_count_pieces(part, most))]
+
+
+def slice_evenly(count: int, pieces: int) -> list[slice]:
+    """So many things in order, in pieces that differ by one at most."""
+    ends = [round(at * count / pieces) for at in range(pieces + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def _count_pieces(part: Part | PartTime, most: float) -> int:

@@ -10,13 +10,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from loopwright.agents.judging.parts import Numbered, OnPart, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
 from loopwright.agents.judging.workers import works_here
 from loopwright.envs.engine.cost import measure_cost
@@ -161,13 +160,13 @@ class JobsPart(NamedTuple):
         return len(self.jobs) * measure_cost(self.jobs[0].task.model).flops
 
     def cut(self, pieces: int) -> list["JobsPart"]:
-        ends = [round(at * len(self.jobs) / pieces) for at in range(pieces + 1)]
-        return [self._replace(numbers=self.numbers[a:b], jobs=self.jobs[a:b]) for a, b in pairwise(ends)]
+        own = slice_evenly(len(self.jobs), pieces)
+        return [self._replace(numbers=self.numbers[piece], jobs=self.jobs[piece]) for piece in own]
 
     def work(self) -> tuple[list[Numbered], float, float]:
-        begun, runs = time.perf_counter(), Runs(self)
+        runs = Runs(self)
         found = list(runs.run())
-        return found, runs.setup, time.perf_counter() - begun
+        return found, runs.setup, runs.seconds
 
 
 def _find_company(controller: Controller, ledgers: Path | None) -> tuple[object, ...]:
@@ -185,10 +184,10 @@ def _all_runs(
             yield from found
         return
     for part in parts:
-        begun, runs = time.perf_counter(), Runs(part, follow)
+        runs = Runs(part, follow)
         yield from runs.run()
         if on_part is not None:
-            on_part(part, runs.setup, time.perf_counter() - begun)
+            on_part(part, runs.setup, runs.seconds)
 
 
 def _start_of(job: Job) -> Start:
@@ -214,6 +213,11 @@ class Runs:
         self.decisions = torch.zeros(lanes)
         self.easier = HoldRule(lanes)  # a second, easier target
 
+    @property
+    def seconds(self) -> float:
+        """Since they were begun."""
+        return time.perf_counter() - self._begun
+
     def run(self) -> Iterator[Numbered]:
         """Every job's number and record, as they end."""
         batch = self.batch
@@ -221,7 +225,7 @@ class Runs:
         while any(job is not None for job in self.current):
             plans = self._plans()
             decision = batch.decide(plans)
-            self.setup = self.setup or time.perf_counter() - self._begun
+            self.setup = self.setup or self.seconds
             self.decisions += 1
             self.easier.see(decision.loss, batch.budget.cost)
             free = []

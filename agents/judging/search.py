@@ -7,11 +7,10 @@ which is more than a user would know: it can only help the search.
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from loopwright.agents.controllers.schedules import Scheduled
-from loopwright.agents.judging.parts import Numbered, OnPart, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord
 from loopwright.agents.judging.runner import Job, run_jobs
 from loopwright.agents.judging.workers import works_here
@@ -207,8 +206,7 @@ class SearchPart(NamedTuple):
         return TRIALS_EXPECTED * self.runs * measure_cost(self.tasks[0].model).flops
 
     def cut(self, pieces: int) -> list["SearchPart"]:
-        ends = [round(at * len(self.seeds) / pieces) for at in range(pieces + 1)]
-        return [self._replace(seeds=self.seeds[a:b]) for a, b in pairwise(ends)]
+        return [self._replace(seeds=self.seeds[piece]) for piece in slice_evenly(len(self.seeds), pieces)]
 
     def work(self) -> tuple[list[Numbered], float, float]:
         found: list[Numbered] = []

@@ -82,11 +82,8 @@ def insert_policy(model: Any, policy: Policy) -> None:
     if model.get_vec_normalize_env() is not None:
         raise LoopwrightError("cannot give a policy to a model with VecNormalize: it would see other observations")
     layers, squashed = _find_actor(model.policy)
-    lstm = _copy_lstm(model.policy)
-    own, given = (
-        [*([lstm] if lstm else []), *copy_layers(layers)],
-        [*([policy.lstm] if policy.lstm else []), *policy.network],
-    )
+    own = _list_layers(copy_layers(layers), _copy_lstm(model.policy))
+    given = _list_layers(policy.network, policy.lstm)
     if repr(own) != repr(given) or squashed != policy.squashed:
         raise LoopwrightError(
             f"the policy's network is {_say_layers(given)}, that of this {type(model).__name__} {_say_layers(own)}; "
@@ -102,6 +99,10 @@ def insert_policy(model: Any, policy: Policy) -> None:
         if hasattr(model, target):
             getattr(model, target).load_state_dict(getattr(model, name).state_dict())
     _prove(policy, model, ())
+
+
+def _list_layers(network: nn.Sequential, lstm: nn.LSTM | None) -> list[nn.Module]:
+    return [*network] if lstm is None else [lstm, *network]
 
 
 def _say_layers(layers: Iterable[nn.Module]) -> str:
@@ -176,8 +177,7 @@ def draw_proofs(features: int, mean: Any = 0.0, deviation: Any = 1.0) -> npt.NDA
 
 def _prove(policy: Policy, model: Any, hidden: Sequence[int]) -> None:
     """Raise ``LoopwrightError`` unless the policy acts as the model does, to which something is hidden."""
-    weight, _ = _find_first(policy.network, policy.lstm)
-    shape, features = model.observation_space.shape, int(weight.shape[1])
+    shape, features = model.observation_space.shape, policy.features
     if shape != (features,):
         raise LoopwrightError(f"the network takes {features} features, observations are {shape}")
     normalize = model.get_vec_normalize_env()

@@ -128,8 +128,8 @@ def _claim(folder: Path, config: TrainingConfig, resume: bool) -> None:
 
 def _make_envs(config: TrainingConfig, settings: EpisodeSettings) -> SB3VecEnv:
     # A policy that cannot leave a rule is not put on others; but of plain runs every user has their own.
-    moved = {"optimizer"} if config.plain_runs else {knob.field for knob in KnobSet(config.knobs).knobs}
-    spread = Spread(config.rate_spread, config.fields_spread, kept=tuple({"optimizer"} - moved))
+    stays = not config.plain_runs and "optimizer" not in {knob.field for knob in KnobSet(config.knobs).knobs}
+    spread = Spread(config.rate_spread, config.fields_spread, kept=("optimizer",) if stays else ())
     return SB3VecEnv(
         TrainingLoopVectorEnv(
             config.lanes, suite=config.suite, knobs=config.knobs, action=config.action_kind,
