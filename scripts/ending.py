@@ -1,5 +1,6 @@
 """How a command ends before it is done: SIGTERM and SIGHUP are to it what Ctrl-C is."""
 
+import _thread
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AGAIN = 0.1  # s
 
 
 class EndedBySignal(KeyboardInterrupt):
@@ -34,7 +36,10 @@ def run_to_end(work: Callable[[], int]) -> int:
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Within it a signal to end raises ``EndedBySignal``, once; one that is ignored (``nohup``) still is."""
+    """Within it a signal to end raises ``EndedBySignal``, once; one that is ignored (``nohup``) still is.
+
+    Where Python calls back and swallows whatever is raised (at a fork, in a finalizer), it is raised again soon.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread set what a signal does
         return
@@ -44,11 +49,24 @@ def ending_in_order() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise EndedBySignal(number)
 
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, end)
+
+    def ask_again(swallowed: "sys.UnraisableHookArgs") -> None:
+        if isinstance(swallowed.exc_value, EndedBySignal):
+            listen()
+            threading.Timer(AGAIN, _thread.interrupt_main, [swallowed.exc_value.number]).start()
+        else:
+            report(swallowed)
+
     before = {number: signal.getsignal(number) for number in ENDING if signal.getsignal(number) == signal.SIG_DFL}
-    for number in before:
-        signal.signal(number, end)
+    report = sys.unraisablehook
+    listen()
+    sys.unraisablehook = ask_again
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)

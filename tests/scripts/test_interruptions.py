@@ -265,6 +265,19 @@ def end(arguments: Sequence[str], cwd: Path, number: int, ready: Callable[[int],
     return said
 
 
+def test_a_signal_to_end_that_python_swallows_is_raised_again() -> None:
+    class Finalized:
+        def __del__(self) -> None:  # whatever is raised here goes no further
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> int:
+        Finalized()
+        time.sleep(60)
+        return 0
+
+    assert run_to_end(work) == 143
+
+
 @pytest.mark.slow
 def test_an_evaluation_that_is_ended_leaves_no_process(tmp_path: Path) -> None:
     arguments = (
