@@ -11,6 +11,7 @@ from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks import Calibration, Split, Task, get_suite, get_task, list_families
 from loopwright.inner_tasks.datasets import SOURCES, load
 from loopwright.inner_tasks.family import Variation
+from loopwright.inner_tasks.noisy import draw_labels
 from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.sequences import Grammar
 from loopwright.inner_tasks.task import SPLITS
@@ -65,7 +66,8 @@ def test_the_suite_is_varied() -> None:
 
 
 def test_what_new_tasks_are_made_of_was_never_trained_on() -> None:
-    known, new = ([list_families()[name] for name in get_suite(suite).families] for suite in ("train", "new"))
+    known, new = ([list_families()[name] for name in get_suite(suite).families] for suite in ("varied", "new"))
+    assert set(get_suite("train").families) < set(get_suite("varied").families)
     assert {family.kind for family in new} == {"image", "text", "tabular", "time series"}
     assert not {family.requires for family in new} & {family.requires for family in known}
     assert all(family.requires is None or SOURCES[family.requires].extra is None for family in known)
@@ -117,12 +119,13 @@ def test_the_entropy_of_a_grammar_is_what_the_best_model_pays() -> None:
 
 def test_suites_are_apart_and_name_calibrated_tasks() -> None:
     seen: set[str] = set()
-    for suite in (get_suite(name) for name in ("train", "held-out", "new")):
+    for suite in (get_suite(name) for name in ("varied", "held-out", "new")):
         names = set(suite.tasks())
         assert not names & seen
         seen |= names
         assert all(get_task(name).calibration is not None for name in sorted(names)[:3])
-    assert not set(get_suite("new").families) & set(get_suite("train").families)
+    assert not set(get_suite("new").families) & set(get_suite("varied").families)
+    assert set(get_suite("train").tasks()) < set(get_suite("varied").tasks())
     assert len(get_suite("held-out").tasks()) >= 6
     assert {list_families()[name.partition(":")[0]].kind for name in get_suite("new").tasks()} == {
         "image", "text", "tabular", "time series"
@@ -175,3 +178,21 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
 def test_a_bad_calibration_is_refused(curve: tuple[tuple[float, float], ...]) -> None:
     with pytest.raises(LoopwrightError, match="curve"):
         Calibration(1.0, 2.0, curve)
+
+
+def test_labels_are_drawn_by_the_softmax_of_their_logits() -> None:
+    logits = np.log([[0.7, 0.2, 0.1]])
+    drawn = draw_labels(np.random.default_rng(0), np.repeat(logits, 20_000, axis=0))
+    assert np.bincount(drawn) / len(drawn) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["forests", "topics", "clouds"])
+def test_nobody_can_be_sure_of_noisy_families(name: str) -> None:
+    """The nearest neighbours of a sample often belong to another class, however many samples there are."""
+    family = list_families()[name]
+    shares = []
+    for seed in range(6):
+        task = family.make_plain(seed)
+        nearest = torch.cdist(task.target.inputs, task.train.inputs).argmin(dim=1)
+        shares.append((task.train.labels[nearest] != task.target.labels).float().mean().item())
+    assert np.mean(shares) > 0.15
