@@ -36,7 +36,7 @@ QUICKLY: dict[str, Any] = {
 class Config:
     folder: Path = Path("runs/demo")
     """Where everything goes; an earlier demo there is replaced, anything else is not."""
-    steps: int = 350_000
+    steps: int = 300_000
     """Decisions to train for."""
     seeds: int = 10
     """Paired seeds per evaluated task."""

@@ -25,7 +25,7 @@ from loopwright.envs.loop.untrusted import AnyFloat, Count, Name, Reader, strict
 from loopwright.inner_tasks.family import TaskFamily
 from loopwright.inner_tasks.losses import METRICS
 from loopwright.inner_tasks.registry import list_families
-from loopwright.inner_tasks.suites import list_suites
+from loopwright.inner_tasks.suites import get_suite
 from loopwright.scripts.run import run
 
 SCORED_MICROBATCH = 16
@@ -79,10 +79,9 @@ def score(family: TaskFamily, samples: int, draws: int) -> Score:
 def page(scores: dict[str, Score]) -> str:
     """docs/tasks.md: one row per family."""
     role = {
-        name: suite.name
-        for suite in list_suites().values()
-        if suite.name in ("train", "new")
-        for name in suite.families
+        family: suite
+        for suite in ("varied", "train", "new")  # a family of train is one of varied as well
+        for family in get_suite(suite).families
     }
     lines = [
         "# Task families",
