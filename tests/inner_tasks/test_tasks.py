@@ -195,4 +195,4 @@ def test_nobody_can_be_sure_of_noisy_families(name: str) -> None:
         task = family.make_plain(seed)
         nearest = torch.cdist(task.target.inputs, task.train.inputs).argmin(dim=1)
         shares.append((task.train.labels[nearest] != task.target.labels).float().mean().item())
-    assert np.mean(shares) > 0.15
+    assert np.mean(shares) > 0.1
