@@ -9,16 +9,18 @@ from loopwright.inner_tasks.family import AnyArray, TaskFamily
 from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec
 from loopwright.inner_tasks.registry import register_family
-from loopwright.inner_tasks.synthetic import FEATURE_COUNT, VECTOR_MODELS, standardise
+from loopwright.inner_tasks.synthetic import (
+    FEATURE_COUNT,
+    PLACES,
+    VECTOR_MODELS,
+    draw_labels,
+    standardise,
+    standardise_columns,
+)
 
 COLUMNS = 12  # of a table
 SIDE = 8  # pixels along the side of a texture
 GLYPH = 12  # pixels along the side of a glyph
-
-
-def draw_labels(rng: np.random.Generator, logits: AnyArray) -> AnyArray:
-    """A class ``[samples]`` each, of the softmax of ``logits`` ``[samples, classes]``."""
-    return np.asarray((logits + rng.gumbel(size=logits.shape)).argmax(axis=1))
 
 
 def draw_table(rng: np.random.Generator, samples: int) -> AnyArray:
@@ -29,7 +31,7 @@ def draw_table(rng: np.random.Generator, samples: int) -> AnyArray:
     table[:, kind == 1] = np.exp(table[:, kind == 1])
     table[:, kind == 2] = np.sign(np.round(table[:, kind == 2]))
     table[:, kind == 3] = table[:, kind == 3] > rng.uniform(-1, 1)
-    return np.asarray((table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6))
+    return standardise_columns(table)
 
 
 def grow_forest(rng: np.random.Generator, table: AnyArray, outputs: int) -> AnyArray:
@@ -135,10 +137,8 @@ class Textures(TaskFamily):
             field = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(side, side))) * power, s=(side, side))
             fields.append(standardise(field) + rng.normal(0, 0.7))
         labels = rng.integers(classes, size=sum(self.sizes))
-        begins = np.repeat([0.0, 0.6, 0.75], self.sizes)
-        ends = np.repeat([0.6, 0.75, 1.0], self.sizes)
-        low, high = (begins * side).astype(np.int64), (ends * side).astype(np.int64) - SIDE + 1
-        row, column = rng.integers(low, high), rng.integers(side - SIDE + 1, size=len(labels))
+        begins, ends = (np.repeat(PLACES, self.sizes, axis=0) * side).astype(np.int64).T
+        row, column = rng.integers(begins, ends - SIDE + 1), rng.integers(side - SIDE + 1, size=len(labels))
         windows = np.lib.stride_tricks.sliding_window_view(np.stack(fields), (SIDE, SIDE), axis=(1, 2))
         pieces = windows[labels, row, column].reshape(len(labels), -1)
         return standardise(pieces + rng.uniform(0, 0.3) * rng.normal(size=pieces.shape)), labels

@@ -18,7 +18,7 @@ from loopwright.inner_tasks.family import AnyArray, Kind, TaskFamily
 from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Transformer
 from loopwright.inner_tasks.registry import register_family
-from loopwright.inner_tasks.synthetic import VECTOR_MODELS, standardise
+from loopwright.inner_tasks.synthetic import PLACES, VECTOR_MODELS, standardise, standardise_columns
 
 Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[AnyArray, AnyArray]]
 SIGNAL = 128  # samples of a time series, after resampling
@@ -53,8 +53,7 @@ class RealFamily(TaskFamily):
 def draw_columns(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """A table: every column standardised, and so is what is to be predicted where it is a number."""
     chosen = rng.permutation(len(arrays["inputs"]))[: sum(sizes)]
-    inputs, labels = arrays["inputs"][chosen].astype(np.float64), arrays["labels"][chosen]
-    inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-6)
+    inputs, labels = standardise_columns(arrays["inputs"][chosen].astype(np.float64)), arrays["labels"][chosen]
     return inputs, labels if labels.dtype == np.uint8 else standardise(labels)[:, None]
 
 
@@ -82,8 +81,7 @@ def draw_some_classes(
 def draw_patches(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, int]) -> tuple[AnyArray, AnyArray]:
     """Which picture a piece is from. The splits take theirs from parts of the pictures that do not overlap."""
     inputs, labels = [], []
-    begins, ends = (0.0, 0.6, 0.75), (0.6, 0.75, 1.0)
-    for size, begin, end in zip(sizes, begins, ends, strict=True):
+    for size, (begin, end) in zip(sizes, PLACES, strict=True):
         for label in rng.integers(len(PICTURES), size=size):
             picture = arrays[PICTURES[label]]
             height, width = picture.shape

@@ -12,6 +12,11 @@ from loopwright.inner_tasks.models import MLP, ModelSpec, Rosenbrock
 from loopwright.inner_tasks.registry import register_family
 
 FEATURE_COUNT = 64
+PLACES = (
+    (0.0, 0.6),
+    (0.6, 0.75),
+    (0.75, 1.0),
+)  # of a picture, where each split takes pieces from
 VECTOR_MODELS = (
     MLP(FEATURE_COUNT, (32, 32), 10),
     MLP(FEATURE_COUNT, (64,), 10, "tanh"),
@@ -22,6 +27,16 @@ VECTOR_MODELS = (
 def standardise(inputs: AnyArray) -> AnyArray:
     """The whole array with mean 0 and standard deviation 1: the ratios of features are left as they are."""
     return np.asarray((inputs - inputs.mean()) / inputs.std())
+
+
+def standardise_columns(inputs: AnyArray) -> AnyArray:
+    """Every column with mean 0 and standard deviation 1; one that is constant is 0."""
+    return np.asarray((inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-6))
+
+
+def draw_labels(rng: np.random.Generator, logits: AnyArray) -> AnyArray:
+    """A class ``[samples]`` each, of the softmax of ``logits`` ``[samples, classes]``."""
+    return np.asarray((logits + rng.gumbel(size=logits.shape)).argmax(axis=1))
 
 
 def draw_stretched(rng: np.random.Generator, samples: int, condition: float) -> tuple[AnyArray, AnyArray]:
@@ -176,7 +191,7 @@ class Logistic(_Generated):
     def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         latent, inputs = draw_stretched(rng, self.samples, 10.0 ** rng.uniform(0, 6))
         logits = latent @ rng.normal(size=(FEATURE_COUNT, int(rng.integers(2, 11)))) * rng.uniform(0.2, 1.0)
-        return inputs, (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)  # samples of the softmax
+        return inputs, draw_labels(rng, logits)
 
 
 class Quadratic(_Generated):

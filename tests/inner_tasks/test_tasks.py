@@ -11,9 +11,9 @@ from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks import Calibration, Split, Task, get_suite, get_task, list_families
 from loopwright.inner_tasks.datasets import SOURCES, load
 from loopwright.inner_tasks.family import Variation
-from loopwright.inner_tasks.noisy import draw_labels
 from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.sequences import Grammar
+from loopwright.inner_tasks.synthetic import draw_labels
 from loopwright.inner_tasks.task import SPLITS
 
 
@@ -186,8 +186,8 @@ def test_labels_are_drawn_by_the_softmax_of_their_logits() -> None:
     assert np.bincount(drawn) / len(drawn) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["forests", "topics", "clouds"])
-def test_nobody_can_be_sure_of_noisy_families(name: str) -> None:
+@pytest.mark.parametrize(("name", "least"), [("forests", 0.3), ("topics", 0.3), ("clouds", 0.12)])
+def test_nobody_can_be_sure_of_noisy_families(name: str, least: float) -> None:
     """The nearest neighbours of a sample often belong to another class, however many samples there are."""
     family = list_families()[name]
     shares = []
@@ -195,4 +195,4 @@ def test_nobody_can_be_sure_of_noisy_families(name: str) -> None:
         task = family.make_plain(seed)
         nearest = torch.cdist(task.target.inputs, task.train.inputs).argmin(dim=1)
         shares.append((task.train.labels[nearest] != task.target.labels).float().mean().item())
-    assert np.mean(shares) > 0.1
+    assert np.mean(shares) > least
