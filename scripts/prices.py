@@ -35,6 +35,8 @@ WIDE_AT = (16, 64, 256)
 class Config:
     microbatch: int = 16
     """Samples of a tick, for the models of the task families."""
+    missing: bool = False
+    """Measure only what is not stored yet, a new family's models; other prices stay, and what was judged by them."""
     show: bool = False
     """Measure nothing; write the page of what is stored, and print it."""
     docs: Path = Path("docs")
@@ -89,14 +91,18 @@ def measure_all(config: Config) -> None:
     """Measure and store what updates cost, and print it."""
     models = list(dict.fromkeys(model for family in list_families().values() for model in family.models))
     wanted = [*((model, config.microbatch) for model in models), *((WIDE, microbatch) for microbatch in WIDE_AT)]
-    others, entries = list_library_optimizers(), []
+    before = json.loads(PRICES_FILE.read_text()) if config.missing and PRICES_FILE.exists() else None
+    others, entries = list_library_optimizers(), before["entries"] if before else []
+    stored = {(entry["model"], entry["microbatch"]) for entry in entries}
+    wanted = [(model, microbatch) for model, microbatch in wanted if (repr(model), microbatch) not in stored]
     for model, microbatch in tqdm(wanted, desc="prices", unit="model"):
         passes = {name: geq / microbatch for name, geq in measure_prices(model, microbatch, others).items()}
         rounded = {name: float(f"{value:.3g}") for name, value in passes.items()}
         entries.append({"model": repr(model), "parameters": count_parameters(model), "microbatch": microbatch,
                         "passes": rounded})  # fmt: skip
+    day = before["provenance"]["date"] if before else date.today().isoformat()  # of most of them
     provenance = {"unit": "passes over a microbatch", "threads": 1, "rounds": PRICE_ROUNDS, "versions": read_versions(),
-                  "cpu": torch.backends.cpu.get_cpu_capability(), "date": date.today().isoformat()}  # fmt: skip
+                  "cpu": torch.backends.cpu.get_cpu_capability(), "date": day}  # fmt: skip
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     write_whole(PRICES_FILE, f'{{"provenance": {json.dumps(provenance)},\n"entries": [\n{lines}\n]}}\n')
     read_prices.cache_clear()

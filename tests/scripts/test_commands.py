@@ -20,6 +20,7 @@ from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.ledger import read_ledger
 from loopwright.envs.training_loop import TrainingLoopEnv
+from loopwright.scripts import prices as scripts_prices
 from loopwright.scripts import train
 from loopwright.scripts.demo import clear
 from loopwright.scripts.main import COMMANDS, main
@@ -244,6 +245,23 @@ def test_scores_trains_families_and_writes_their_page(loopwright: Command, tmp_p
     rows = (tmp_path / "pages/tasks.md").read_text().splitlines()
     assert f"{scores['breast-cancer']['metric']:.3f}" in next(row for row in rows if "`breast-cancer`" in row)
     assert sum("`mnist-mlp`" in row for row in rows) == 1  # listed, not trained
+
+
+def test_missing_prices_are_measured_and_the_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((ROOT / "envs/engine/prices.json").read_text())
+    gone = content["entries"].pop(0)
+    (tmp_path / "prices.json").write_text(json.dumps(content))
+    monkeypatch.setattr(scripts_prices, "PRICES_FILE", tmp_path / "prices.json")
+    assert main(["prices", "--missing", "--docs", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "prices.json").read_text())
+    *others, found = again["entries"]
+    assert others == content["entries"]
+    assert again["provenance"]["date"] == content["provenance"]["date"]
+    assert (found["model"], found["microbatch"]) == (gone["model"], gone["microbatch"])
+    assert found["passes"].keys() == gone["passes"].keys()
+    assert found["passes"]["muon"] > found["passes"]["adamw"]
 
 
 def test_the_page_of_prices_is_that_of_the_stored_ones(loopwright: Command, tmp_path: Path) -> None:
