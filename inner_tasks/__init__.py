@@ -1,6 +1,6 @@
 """What is trained: tasks, the families they are drawn from, and the suites that give families a role."""
 
-from loopwright.inner_tasks import noisy, real, sequences, synthetic  # noqa: F401  (their families register themselves)
+from loopwright.inner_tasks import noisy, real, sequences, spiky, synthetic  # noqa: F401  (their families register themselves)
 from loopwright.inner_tasks.family import TaskFamily, Variation
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Rosenbrock, Transformer
 from loopwright.inner_tasks.own import make_task

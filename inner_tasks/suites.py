@@ -86,6 +86,9 @@ _LONG_RUNS = (
     Draws({**dict.fromkeys(VECTORS, 16), **dict.fromkeys((*SMALL, *OTHERS), 8)}, 10_000, LONG),
     Draws({**dict.fromkeys(VECTORS, 3), **dict.fromkeys(SMALL, 2)}, 20_000, LONGER),
 )
+# Whose gradients spike.
+SPIKING = {"outliers": 64, "glitches": 64, "adding": 32, "recall": 32}
+SPIKING_UNSEEN = ("abalone-slips", "segments-slips", "words-rnn")
 DEMONSTRATED = ("mixtures", "teachers", "manifolds")
 DEMONSTRATED_ON = ("digits-mlp", "digits-conv", "breast-cancer")
 _SUITES = {
@@ -115,6 +118,19 @@ _SUITES = {
             "new-2", (Draws(dict.fromkeys(UNSEEN_TOO, 2)),),
             "further families nobody trains on, looked at once per release",
         ),
+        Suite(
+            "spikes", (Draws(SPIKING),), "gradients that spike, for clipping: to train on, and to tune a threshold on"
+        ),
+        Suite(
+            "spikes-held-out", (Draws(dict.fromkeys(SPIKING, 5), 100_000),),
+            "new draws of the families of spikes, for validation",
+        ),
+        Suite(
+            "spikes-new", (Draws(dict.fromkeys(SPIKING_UNSEEN, 5)),),
+            "real tables with errors in them, and text for a recurrent net: gradients that spike, for validation",
+        ),
+        Suite("new-images", (Draws(dict.fromkeys(UNSEEN[:4], 2)),), "the images among new"),
+        Suite("new-texts", (Draws(dict.fromkeys(UNSEEN[4:8], 2)),), "the texts among new"),
         Suite(
             "demo", (Draws(dict.fromkeys(DEMONSTRATED, 32)),), "the part of train that takes minutes: three shapes"
         ),

@@ -80,7 +80,13 @@ def page(scores: dict[str, Score]) -> str:
     """docs/tasks.md: one row per family."""
     role = {
         family: suite
-        for suite in ("varied", "train", "new")  # a family of train is one of varied as well
+        for suite in (
+            "spikes",
+            "spikes-new",
+            "varied",
+            "train",
+            "new",
+        )  # a family of train may be one of others as well
         for family in get_suite(suite).families
     }
     lines = [

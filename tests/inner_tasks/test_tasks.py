@@ -11,6 +11,7 @@ from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.inner_tasks import Calibration, Split, Task, get_suite, get_task, list_families
 from loopwright.inner_tasks.datasets import SOURCES, load
 from loopwright.inner_tasks.family import Variation
+from loopwright.inner_tasks.losses import compute_losses
 from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.sequences import Grammar
 from loopwright.inner_tasks.synthetic import draw_labels
@@ -31,8 +32,9 @@ def test_every_family_draws_valid_different_and_reproducible_tasks(name: str) ->
     assert family.draw_shape(3) == first.shape_key  # known without drawing
 
 
-REPEATED_IN_THE_DATA = {"phishing": 0.5, "segments": 0.15, "segments-norm": 0.15, "grammar-transformer": 0.01,
-                        "words-bag": 0.02, "digits-mlp": 0.01, "digits-conv": 0.01, "rosenbrock": 0.01}  # fmt: skip
+REPEATED_IN_THE_DATA = {"phishing": 0.5, "segments": 0.15, "segments-norm": 0.15, "segments-slips": 0.15,
+                        "grammar-transformer": 0.01, "words-bag": 0.02, "digits-mlp": 0.01, "digits-conv": 0.01,
+                        "rosenbrock": 0.01}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list_families())
@@ -196,3 +198,37 @@ def test_nobody_can_be_sure_of_noisy_families(name: str, least: float) -> None:
         nearest = torch.cdist(task.target.inputs, task.train.inputs).argmin(dim=1)
         shares.append((task.train.labels[nearest] != task.target.labels).float().mean().item())
     assert np.mean(shares) > least
+
+
+def measure_spikes(family: str) -> float:
+    """The largest norm of a microbatch's gradient over the typical one, at the initial weights; median of 8 draws."""
+    ratios = []
+    for seed in range(8):
+        task = list_families()[family].make_task(seed)
+        model = task.model.build()
+        norms = []
+        for begin in range(0, 960, 16):
+            inputs, labels = (part[begin : begin + 16] for part in (task.train.inputs, task.train.labels))
+            gradients = torch.autograd.grad(
+                compute_losses(task.loss, model(inputs), labels).mean(), list(model.parameters())
+            )
+            norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+        ratios.append((torch.stack(norms).max() / torch.stack(norms).median()).item())
+    return float(np.median(ratios))
+
+
+def test_gradients_spike_where_that_is_what_a_family_is_for() -> None:
+    assert max(measure_spikes(name) for name in ("functions", "mixtures")) < 2
+    assert min(measure_spikes(name) for name in ("outliers", "glitches", "abalone-slips", "segments-slips")) > 2
+
+
+@pytest.mark.parametrize("name", ["outliers", "glitches", "abalone-slips", "segments-slips"])
+def test_gross_errors_are_in_the_training_data_alone(name: str) -> None:
+    family = list_families()[name]
+    largest = []
+    for seed in range(6):
+        task = family.make_plain(seed)
+        which = "labels" if family.loss == "squared-error" else "inputs"
+        largest.append([getattr(split, which).abs().max().item() for split in (task.train, task.target)])
+    errors, clean = np.median(largest, axis=0)
+    assert errors > 2 * clean
