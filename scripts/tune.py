@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loopwright.agents.controllers.competitors import COMPETITORS, find_competitor
+from loopwright.agents.controllers.competitors import COMPETITORS, RIVALS_OF_FEW, find_competitor
 from loopwright.agents.controllers.tuned import (
     TUNED_FILE,
     TUNED_LISTS,
@@ -34,14 +34,14 @@ from loopwright.scripts.run import Workers, compile_where_possible, run
 
 @dataclass
 class Config(Workers):
-    kinds: tuple[str, ...] = tuple(COMPETITORS)
+    kinds: tuple[str, ...] = (*COMPETITORS, *RIVALS_OF_FEW)
     """Competitors to tune; the stored winners of the others stay."""
     prices: tuple[str, ...] = TUNED_LISTS
     """Price lists to tune them under."""
     configurations: int = 0
     """Configurations tried of each; 0 takes the number that stands with the competitor."""
     tasks: int = 24
-    """Tasks of the training suite they are tried on."""
+    """Tasks of the suite they are tried on: train, or what stands with the competitor."""
     missing: bool = False
     """Leave alone what was tuned over as many configurations and tasks already: to go on after an interruption."""
 
@@ -72,9 +72,9 @@ def main(config: Config) -> None:
 
 def tune_all(config: Config) -> None:
     """Tune every competitor that is asked for, and store each winner as it is found."""
-    names = get_suite("train").tasks()[: config.tasks]
     for name, prices in ((name, prices) for name in config.kinds for prices in config.prices):
         competitor = find_competitor(name)
+        names = get_suite(competitor.suite).tasks()[: config.tasks]
         configurations = config.configurations or competitor.configurations
         stored = read_tuned_lists().get(prices, {})
         before, constant = stored.get(name), stored.get("constant")
@@ -95,6 +95,7 @@ def tune_all(config: Config) -> None:
             "geometric_budget_share": round(share, 4),
             "decisions": decisions,
             "configurations": len(tried),
+            "suite": competitor.suite,
             "tasks": len(names),
             "seeds": TUNING_SEEDS,
             "date": date.today().isoformat(),
@@ -104,7 +105,9 @@ def tune_all(config: Config) -> None:
         for setting, value, low, high in find_edges(winner, tried):
             print(f"  at the edge: {setting} {value:g} of {low:g} to {high:g}; widen its range", flush=True)
         ordered = {
-            own: {n: lists[own][n] for n in COMPETITORS if n in lists[own]} for own in TUNED_LISTS if own in lists
+            own: {n: lists[own][n] for n in (*COMPETITORS, *RIVALS_OF_FEW) if n in lists[own]}
+            for own in TUNED_LISTS
+            if own in lists
         }
         write_whole(TUNED_FILE, json.dumps(ordered, indent=1) + "\n")
 

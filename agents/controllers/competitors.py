@@ -16,7 +16,7 @@ from loopwright.agents.controllers.simple import Constant
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import UnknownNameError
-from loopwright.envs.loop.plan import LoopPlan
+from loopwright.envs.loop.plan import CHOICES, LoopPlan
 
 Value = TypeVar("Value")
 
@@ -49,6 +49,7 @@ class PlanPoint(NamedTuple):
 # Half of the plans are AdamW's; what the rules share one learning rate for has one range.
 RULES = ("adamw", "adamw", "adamw", "adamw", "sinkgd", "sinkgd", "muon", "sgd")
 SECOND_MOMENTA = (0.8, 0.9, 0.95, 0.99, 0.999)
+MOST_CLIP = 32.0  # a threshold that is none
 RATES = {"sgd": (-1.5, 0.9), "adamw": (-3.2, -0.8), "sinkgd": (-3.2, -0.8), "muon": (-3.2, -0.8)}  # log10
 
 
@@ -79,6 +80,27 @@ def make_averaged_plan(at: PlanPoint) -> LoopPlan:
 
 def make_clipped_plan(at: PlanPoint) -> LoopPlan:
     return replace(make_plain_plan(at), clip=power_at(at.finer, -1.5, 0.7))
+
+
+def make_clipped_sgd_plan(at: PlanPoint) -> LoopPlan:
+    """SGD with momentum, at any threshold, or none."""
+    rate, clip = power_at(at.learning_rate, *RATES["sgd"]), power_at(at.clip, -1.5, 1.8)
+    return replace(make_plan(at), optimizer="sgd", learning_rate=rate, clip=clip if clip < MOST_CLIP else math.inf)
+
+
+def make_loop_plan(at: PlanPoint) -> LoopPlan:
+    """The best constant's plan but for the structure of the loop, of which about half is as it is there."""
+    return replace(
+        get_starting_plan("tuned"),
+        batch=int(pick_at(at.batch, 1, 1, 2, 4)),
+        average=pick_at(at.average, 0.0, 8.0, 8.0, 32.0, 128.0),
+        optimizer=pick_at(at.optimizer, "adamw", "adamw", "adamw", "sinkgd", "muon"),  # its rate is no rate for sgd
+        depth=pick_at(at.momentum, 1.0, 1.0, 1.0, 0.75, 0.5),
+        keep=pick_at(at.clip, 1.0, 1.0, 1.0, 0.5, 0.25),
+        order=pick_at(at.weight_decay, "shuffled", "shuffled", *CHOICES["order"]),
+        echo=int(pick_at(at.second_momentum, 1, 1, 1, 2, 4)),
+        sweep=pick_at(at.finer, "joint", "joint", *CHOICES["sweep"]),
+    )
 
 
 def make_evaluated_plan(at: PlanPoint) -> LoopPlan:
@@ -123,13 +145,15 @@ class Competitor:
 
     Attributes:
         name: what tables call it.
-        group: "fixed default", "self-tuning" or "strong optimizer".
+        group: "fixed default", "self-tuning" or "strong optimizer"; "same knobs" for ``RIVALS_OF_FEW``.
         controller: its class.
         settings: the class's arguments other than the plan.
         plan: the plan it starts from.
         near: half of its candidates start from the best constant's plan instead, at another learning rate: a schedule
             is not to lose because its search happened upon no good plan.
         configurations: how many candidates are tried.
+        suite: the suite whose tasks they are tried on.
+        first: the starting plan that is the first candidate.
     """
 
     name: str
@@ -139,6 +163,8 @@ class Competitor:
     plan: Callable[[PlanPoint], LoopPlan] = make_plan
     near: bool = False
     configurations: int = 128
+    suite: str = "train"
+    first: str = ""
 
     def candidates(self, count: int, best: LoopPlan | None = None) -> Iterator[Controller]:
         """``count`` quasi-random controllers; ``best`` is the best constant's plan, for one that starts ``near`` it."""
@@ -151,6 +177,8 @@ class Competitor:
         for number, (coordinates, own) in enumerate(zip(plans, others, strict=True)):
             at = PlanPoint(*coordinates)
             plan = self.plan(at)
+            if self.first and number == 0:
+                plan = get_starting_plan(self.first)
             if self.near and best is not None and number % 2:
                 plan = replace(best, learning_rate=best.learning_rate * power_at(at.finer_rate, -0.5, 1.0))
             yield self.controller(plan, name=self.name, **self.settings(Coordinates(own)))
@@ -165,10 +193,14 @@ def _add_optimizer(
     )  # fmt: skip
 
 
-def _add_schedule(name: str, kind: str, settings: Callable[[Coordinates], dict[str, float]]) -> Competitor:
+def _add_schedule(
+    name: str, kind: str, settings: Callable[[Coordinates], dict[str, float]], group: str = "fixed default",
+    **options: Any,
+) -> Competitor:  # fmt: skip
     return Competitor(
-        name, "fixed default", Scheduled,
-        lambda point: {"schedule": kind, "horizon": _horizon(point), "settings": settings(point)}, near=True,
+        name, group, Scheduled,
+        lambda point: {"schedule": kind, "horizon": _horizon(point), "settings": settings(point)},
+        **{"near": True, **options},
     )  # fmt: skip
 
 
@@ -238,8 +270,24 @@ COMPETITORS = {
 }  # fmt: skip
 
 
+# What policies of a few knobs are judged beside: the best constants and schedules of the same knobs. Not among "all";
+# those of clipping and of the loop are tuned under the list "measured" alone.
+RIVALS_OF_FEW = {
+    competitor.name: competitor
+    for competitor in (
+        Competitor("clipped SGD", "same knobs", Constant, plan=make_clipped_sgd_plan, suite="spikes"),
+        Competitor("constant loop", "same knobs", Constant, plan=make_loop_plan, first="tuned"),
+        _add_schedule(
+            "AdamW cosine", "cosine", lambda p: {"warm_up": p.pick(0.0, 0.0, 0.05, 0.1, 0.2)},
+            group="same knobs", plan=make_plain_plan, near=False,
+        ),
+    )
+}  # fmt: skip
+
+
 def find_competitor(name: str) -> Competitor:
     """The competitor of that name. Raises ``UnknownNameError`` otherwise."""
-    if name not in COMPETITORS:
-        raise UnknownNameError("competitor", name, list(COMPETITORS))
-    return COMPETITORS[name]
+    known = COMPETITORS | RIVALS_OF_FEW
+    if name not in known:
+        raise UnknownNameError("competitor", name, list(known))
+    return known[name]

@@ -47,6 +47,7 @@ class _Winner(TypedDict):
     geometric_budget_share: Positive
     decisions: Count
     configurations: Count
+    suite: NotRequired[Name]
     tasks: Count
     seeds: list[Count]
     date: Name
@@ -105,13 +106,14 @@ def load_competitors(names: list[str] | None = None, prices: str = TUNED_LISTS[0
 
 
 def find_best_single(names: Collection[str], prices: str = TUNED_LISTS[0]) -> str:
-    """Of these methods, the competitor that did best where all were tuned, on the training suite under that list.
+    """Of these methods, the competitor that did best where they were tuned, under that list.
 
-    ``DEFAULT_ADAMW`` where none of them was tuned.
+    Where they were tuned on different suites, of those that were on the training suite. ``DEFAULT_ADAMW`` where none of
+    them was tuned.
     """
-    shares = {
-        name: float(entry["geometric_budget_share"]) for name, entry in read_tuned(prices).items() if name in names
-    }
+    entries = {name: entry for name, entry in read_tuned(prices).items() if name in names}
+    common = {name: entry for name, entry in entries.items() if entry.get("suite", "train") == "train"}
+    shares = {name: float(entry["geometric_budget_share"]) for name, entry in (common or entries).items()}
     return min(shares, key=shares.__getitem__, default=DEFAULT_ADAMW)
 
 

@@ -174,5 +174,5 @@ def list_rivals(names: Sequence[str], prices: str = TUNED_LISTS[0]) -> list[Entr
     found = [Entrant(DEFAULT_ADAMW, "fixed default", (give_always(make_default_adamw()),))]
     for name in names:
         controller = restore_controller(name, entries[name]["settings"])
-        found.append(Entrant(name, COMPETITORS[name].group, (give_always(controller),)))
+        found.append(Entrant(name, find_competitor(name).group, (give_always(controller),)))
     return found

@@ -32,8 +32,21 @@ REFUSED = {
 GAMMA = 0.995
 # What ``loopwright train --preset`` stands for: the trainings of shipped policies, and of what they are judged beside.
 _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "options": {"n_steps": 16}}
+_FIXED_RATE: dict[str, Any] = {**_LONG, "rate_spread": 0.5, "fields_spread": 0.1}  # there is no knob for it
 PRESETS: dict[str, dict[str, Any]] = {
-    **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr-momentum", "clip", "loop", "lr")},
+    **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr")},
+    # From the best constant of their own knobs: what is left to win is what steering them wins.
+    "lr-momentum": {
+        **_LONG,
+        "knobs": "lr-momentum",
+        "suite": "varied",
+        "start": "AdamW",
+        "rate_spread": 1.0,
+        "fields_spread": 0.1,
+        "steps": 1_000_000,
+    },
+    "clip": {**_FIXED_RATE, "knobs": "clip", "suite": "spikes", "start": "clipped SGD", "steps": 600_000},
+    "loop": {**_FIXED_RATE, "knobs": "loop", "start": "constant loop", "steps": 700_000},
     "blind": {**_LONG, "knobs": "core", "hidden": ("feedback",)},
     "lr-clip-average": {
         **_LONG,

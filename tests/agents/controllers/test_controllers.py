@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopwright.agents.controllers.competitors import COMPETITORS
+from loopwright.agents.controllers.competitors import COMPETITORS, RIVALS_OF_FEW
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.schedules import FINAL, ReduceOnPlateau, Scheduled
 from loopwright.agents.controllers.simple import Constant, OpenLoop, RandomPolicy
@@ -31,7 +31,7 @@ from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.plan import ROW, LoopPlan, stack_plans
+from loopwright.envs.loop.plan import PLAN_FIELDS, ROW, LoopPlan, stack_plans
 from loopwright.inner_tasks import Task, get_task
 from loopwright.inner_tasks.suites import SEARCHED
 
@@ -83,14 +83,15 @@ def test_a_used_rule_is_its_twin_and_a_random_policy_is_told_by_its_start() -> N
 
 
 def test_every_competitor_survives_its_description_and_fits_the_protocol() -> None:
-    for name, competitor in COMPETITORS.items():
+    known = COMPETITORS | RIVALS_OF_FEW
+    for name, competitor in known.items():
         for controller in competitor.candidates(4):
             assert isinstance(controller, Controller)
             assert controller.name == name
             assert restore_controller(name, json.loads(json.dumps(describe_controller(controller)))) == controller
-    tuned = load_competitors()
-    assert [c.name for c in tuned] == [DEFAULT_ADAMW, *COMPETITORS]
-    assert load_competitors(["SOAP"])[1:] == [c for c in tuned if c.name == "SOAP"]
+    tuned = load_competitors(prices="measured")
+    assert [c.name for c in tuned] == [DEFAULT_ADAMW, *known]
+    assert load_competitors(["SOAP"], "measured")[1:] == [c for c in tuned if c.name == "SOAP"]
     with pytest.raises(LoopwrightError, match="unknown tuned competitor 'nobody'"):
         load_competitors(["nobody"])
 
@@ -100,6 +101,14 @@ def test_schedules_are_searched_around_the_best_constant_too() -> None:
     plans = [controller.start for controller in COMPETITORS["one-cycle"].candidates(8)]
     near = [replace(plan, learning_rate=best.learning_rate) == best for plan in plans]
     assert near == [False, True] * 4
+
+
+def test_the_best_constant_of_the_loop_differs_in_what_its_knobs_move() -> None:
+    best, moved = get_starting_plan("tuned"), {knob.field for knob in KnobSet("loop").knobs}
+    plans = [controller.start for controller in RIVALS_OF_FEW["constant loop"].candidates(64)]
+    changed = {field for plan in plans for field in PLAN_FIELDS if getattr(plan, field) != getattr(best, field)}
+    assert changed == moved - {"rollback"}
+    assert all(len({getattr(plan, field) for plan in plans}) > 2 for field in changed)
 
 
 def test_a_starting_plan_may_be_that_of_a_tuned_constant() -> None:
@@ -115,6 +124,8 @@ def test_the_best_single_competitor_is_the_cheapest_where_all_were_tuned() -> No
     assert find_best_single(["AdamW"]) == "AdamW"
     assert find_best_single(["AdamW", "averaged AdamW"]) == "averaged AdamW"
     assert find_best_single(["agent"]) == DEFAULT_ADAMW
+    assert find_best_single(["clipped SGD"], "measured") == "clipped SGD"
+    assert find_best_single(["clipped SGD", "AdamW"], "measured") == "AdamW"  # they were tuned on different tasks
 
 
 def test_the_oracle_does_not_depend_on_the_order_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
