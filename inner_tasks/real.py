@@ -18,7 +18,7 @@ from loopwright.inner_tasks.family import AnyArray, Kind, TaskFamily
 from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ConvNet, ModelSpec, RecurrentNet, Transformer
 from loopwright.inner_tasks.registry import register_family
-from loopwright.inner_tasks.synthetic import PLACES, VECTOR_MODELS, standardise, standardise_columns
+from loopwright.inner_tasks.synthetic import PLACES, VECTOR_MODELS, draw_errors, standardise, standardise_columns
 
 Draw = Callable[[np.random.Generator, Arrays, tuple[int, int, int]], tuple[AnyArray, AnyArray]]
 SIGNAL = 128  # samples of a time series, after resampling
@@ -165,8 +165,7 @@ def draw_slips(rng: np.random.Generator, arrays: Arrays, sizes: tuple[int, int, 
     """A table in whose training part a few entries have their point a place or two too far right."""
     inputs, labels = draw_columns(rng, arrays, sizes)
     entries = inputs if labels.dtype == np.uint8 else labels
-    wrong = rng.random(entries.shape) < 10.0 ** rng.uniform(-2.7, -1.7)
-    wrong[sizes[0] :] = False  # what is judged by is clean
+    wrong = draw_errors(rng, entries.shape, -2.7, -1.7, sizes[0])
     entries[wrong] *= 10.0 ** rng.integers(1, 3, size=int(wrong.sum()))
     return inputs, labels
 

@@ -10,7 +10,7 @@ from loopwright.inner_tasks.losses import LossName
 from loopwright.inner_tasks.models import MLP, ModelSpec, RecurrentNet
 from loopwright.inner_tasks.registry import register_family
 from loopwright.inner_tasks.sequences import STEPS
-from loopwright.inner_tasks.synthetic import FEATURE_COUNT, VECTOR_MODELS, Functions, Teachers, standardise
+from loopwright.inner_tasks.synthetic import FEATURE_COUNT, VECTOR_MODELS, Functions, Teachers, draw_errors, standardise
 
 
 class Outliers(Functions):
@@ -21,10 +21,9 @@ class Outliers(Functions):
 
     def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         inputs, labels = super().draw(rng)
-        wrong = rng.random(len(labels)) < 10.0 ** rng.uniform(-2.5, -1.3)
-        wrong[self.sizes[0] :] = False  # what is judged by is clean
+        wrong = draw_errors(rng, labels.shape, -2.5, -1.3, self.sizes[0])
         errors = 10.0 ** rng.uniform(0.7, 1.7) * rng.normal(size=labels.shape)
-        return inputs, np.where(wrong[:, None], errors, labels)
+        return inputs, np.where(wrong, errors, labels)
 
 
 class Glitches(Teachers):
@@ -36,8 +35,7 @@ class Glitches(Teachers):
 
     def draw(self, rng: np.random.Generator) -> tuple[AnyArray, AnyArray]:
         inputs, labels = super().draw(rng)
-        wrong = rng.random(inputs.shape) < 10.0 ** rng.uniform(-4.7, -3.7)
-        wrong[self.sizes[0] :] = False
+        wrong = draw_errors(rng, inputs.shape, -4.7, -3.7, self.sizes[0])
         return np.where(wrong, 10.0 ** rng.uniform(1.5, 2.5) * np.sign(inputs), inputs), labels
 
 

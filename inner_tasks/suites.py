@@ -69,9 +69,11 @@ _MORE_SEQUENCES = {"grammar": 25, "recall": 24, "signals": 24}
 # As uncertain as real data: most of what can be learnt is learnt early, and who trains on overfits.
 NOISY = {**dict.fromkeys(("forests", "appraisals", "topics", "clouds", "textures", "glyphs"), 70), "glyphs-conv": 16}
 LONG, LONGER = 160, 480  # decisions that the targets of some draws are searched over: real runs are long
+UNSEEN_IMAGES = ("mnist-mlp", "mnist-conv", "patches-mlp", "patches-fft")
+UNSEEN_TEXTS = ("speeches-gru", "speeches-transformer", "words-gru", "words-bag")
 UNSEEN = (
-    *("mnist-mlp", "mnist-conv", "patches-mlp", "patches-fft"),
-    *("speeches-gru", "speeches-transformer", "words-gru", "words-bag"),
+    *UNSEEN_IMAGES,
+    *UNSEEN_TEXTS,
     *("segments", "bananas", "phishing", "abalone"),
     *("osuleaf", "acsf1"),
 )
@@ -129,8 +131,8 @@ _SUITES = {
             "spikes-new", (Draws(dict.fromkeys(SPIKING_UNSEEN, 5)),),
             "real tables with errors in them, and text for a recurrent net: gradients that spike, for validation",
         ),
-        Suite("new-images", (Draws(dict.fromkeys(UNSEEN[:4], 2)),), "the images among new"),
-        Suite("new-texts", (Draws(dict.fromkeys(UNSEEN[4:8], 2)),), "the texts among new"),
+        Suite("new-images", (Draws(dict.fromkeys(UNSEEN_IMAGES, 2)),), "the images among new"),
+        Suite("new-texts", (Draws(dict.fromkeys(UNSEEN_TEXTS, 2)),), "the texts among new"),
         Suite(
             "demo", (Draws(dict.fromkeys(DEMONSTRATED, 32)),), "the part of train that takes minutes: three shapes"
         ),

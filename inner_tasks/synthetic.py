@@ -12,11 +12,8 @@ from loopwright.inner_tasks.models import MLP, ModelSpec, Rosenbrock
 from loopwright.inner_tasks.registry import register_family
 
 FEATURE_COUNT = 64
-PLACES = (
-    (0.0, 0.6),
-    (0.6, 0.75),
-    (0.75, 1.0),
-)  # of a picture, where each split takes pieces from
+# Of a picture, where each split takes pieces from.
+PLACES = ((0.0, 0.6), (0.6, 0.75), (0.75, 1.0))
 VECTOR_MODELS = (
     MLP(FEATURE_COUNT, (32, 32), 10),
     MLP(FEATURE_COUNT, (64,), 10, "tanh"),
@@ -37,6 +34,16 @@ def standardise_columns(inputs: AnyArray) -> AnyArray:
 def draw_labels(rng: np.random.Generator, logits: AnyArray) -> AnyArray:
     """A class ``[samples]`` each, of the softmax of ``logits`` ``[samples, classes]``."""
     return np.asarray((logits + rng.gumbel(size=logits.shape)).argmax(axis=1))
+
+
+def draw_errors(rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float, trained: int) -> AnyArray:
+    """Which entries are gross errors: a share of 10^U(low, high) of those of the first ``trained`` samples.
+
+    The others are what is judged by, and clean.
+    """
+    wrong: AnyArray = rng.random(shape) < 10.0 ** rng.uniform(low, high)
+    wrong[trained:] = False
+    return wrong
 
 
 def draw_stretched(rng: np.random.Generator, samples: int, condition: float) -> tuple[AnyArray, AnyArray]:

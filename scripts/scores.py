@@ -80,13 +80,8 @@ def page(scores: dict[str, Score]) -> str:
     """docs/tasks.md: one row per family."""
     role = {
         family: suite
-        for suite in (
-            "spikes",
-            "spikes-new",
-            "varied",
-            "train",
-            "new",
-        )  # a family of train may be one of others as well
+        # the last one counts: a family of train may be one of others as well
+        for suite in ("spikes", "spikes-new", "varied", "train", "new")
         for family in get_suite(suite).families
     }
     lines = [

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loopwright.agents.controllers.competitors import COMPETITORS, RIVALS_OF_FEW, find_competitor
+from loopwright.agents.controllers.competitors import TUNABLE, find_competitor
 from loopwright.agents.controllers.tuned import (
     TUNED_FILE,
     TUNED_LISTS,
@@ -34,7 +34,7 @@ from loopwright.scripts.run import Workers, compile_where_possible, run
 
 @dataclass
 class Config(Workers):
-    kinds: tuple[str, ...] = (*COMPETITORS, *RIVALS_OF_FEW)
+    kinds: tuple[str, ...] = tuple(TUNABLE)
     """Competitors to tune; the stored winners of the others stay."""
     prices: tuple[str, ...] = TUNED_LISTS
     """Price lists to tune them under."""
@@ -104,11 +104,7 @@ def tune_all(config: Config) -> None:
         print(f"  held fixed: {', '.join(list_fixed(tried))}", flush=True)
         for setting, value, low, high in find_edges(winner, tried):
             print(f"  at the edge: {setting} {value:g} of {low:g} to {high:g}; widen its range", flush=True)
-        ordered = {
-            own: {n: lists[own][n] for n in (*COMPETITORS, *RIVALS_OF_FEW) if n in lists[own]}
-            for own in TUNED_LISTS
-            if own in lists
-        }
+        ordered = {own: {n: lists[own][n] for n in TUNABLE if n in lists[own]} for own in TUNED_LISTS if own in lists}
         write_whole(TUNED_FILE, json.dumps(ordered, indent=1) + "\n")
 
 

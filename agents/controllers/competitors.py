@@ -16,6 +16,7 @@ from loopwright.agents.controllers.simple import Constant
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.envs.loop.controller import Controller
 from loopwright.envs.loop.errors import UnknownNameError
+from loopwright.envs.loop.knobs import CLIP_OFF
 from loopwright.envs.loop.plan import CHOICES, LoopPlan
 
 Value = TypeVar("Value")
@@ -49,7 +50,6 @@ class PlanPoint(NamedTuple):
 # Half of the plans are AdamW's; what the rules share one learning rate for has one range.
 RULES = ("adamw", "adamw", "adamw", "adamw", "sinkgd", "sinkgd", "muon", "sgd")
 SECOND_MOMENTA = (0.8, 0.9, 0.95, 0.99, 0.999)
-MOST_CLIP = 32.0  # a threshold that is none
 RATES = {"sgd": (-1.5, 0.9), "adamw": (-3.2, -0.8), "sinkgd": (-3.2, -0.8), "muon": (-3.2, -0.8)}  # log10
 
 
@@ -85,7 +85,7 @@ def make_clipped_plan(at: PlanPoint) -> LoopPlan:
 def make_clipped_sgd_plan(at: PlanPoint) -> LoopPlan:
     """SGD with momentum, at any threshold, or none."""
     rate, clip = power_at(at.learning_rate, *RATES["sgd"]), power_at(at.clip, -1.5, 1.8)
-    return replace(make_plan(at), optimizer="sgd", learning_rate=rate, clip=clip if clip < MOST_CLIP else math.inf)
+    return replace(make_plan(at), optimizer="sgd", learning_rate=rate, clip=clip if clip < 2**CLIP_OFF else math.inf)
 
 
 def make_loop_plan(at: PlanPoint) -> LoopPlan:
@@ -133,6 +133,10 @@ def _momentum(point: Coordinates) -> float:
 
 def _second(point: Coordinates) -> float:
     return point.pick(*SECOND_MOMENTA)
+
+
+def _warm_up(point: Coordinates) -> dict[str, float]:
+    return {"warm_up": point.pick(0.0, 0.0, 0.05, 0.1, 0.2)}
 
 
 def _decay(point: Coordinates) -> float:
@@ -194,13 +198,12 @@ def _add_optimizer(
 
 
 def _add_schedule(
-    name: str, kind: str, settings: Callable[[Coordinates], dict[str, float]], group: str = "fixed default",
-    **options: Any,
-) -> Competitor:  # fmt: skip
+    name: str, kind: str, settings: Callable[[Coordinates], dict[str, float]], **options: Any
+) -> Competitor:
     return Competitor(
-        name, group, Scheduled,
-        lambda point: {"schedule": kind, "horizon": _horizon(point), "settings": settings(point)},
-        **{"near": True, **options},
+        name, controller=Scheduled,
+        settings=lambda point: {"schedule": kind, "horizon": _horizon(point), "settings": settings(point)},
+        **{"group": "fixed default", "near": True, **options},
     )  # fmt: skip
 
 
@@ -211,7 +214,7 @@ COMPETITORS = {
         Competitor("AdamW", "fixed default", Constant, plan=make_plain_plan),
         Competitor("averaged AdamW", "fixed default", Constant, plan=make_averaged_plan),
         Competitor("clipped AdamW", "fixed default", Constant, plan=make_clipped_plan),
-        _add_schedule("warm-up cosine", "cosine", lambda p: {"warm_up": p.pick(0.0, 0.0, 0.05, 0.1, 0.2)}),
+        _add_schedule("warm-up cosine", "cosine", _warm_up),
         _add_schedule("one-cycle", "one-cycle", lambda p: {"warm_up": p.pick(0.1, 0.2, 0.3, 0.4)}),
         _add_schedule(
             "warm-up, stable, decay", "warm-up-stable-decay",
@@ -278,16 +281,18 @@ RIVALS_OF_FEW = {
         Competitor("clipped SGD", "same knobs", Constant, plan=make_clipped_sgd_plan, suite="spikes"),
         Competitor("constant loop", "same knobs", Constant, plan=make_loop_plan, first="tuned"),
         _add_schedule(
-            "AdamW cosine", "cosine", lambda p: {"warm_up": p.pick(0.0, 0.0, 0.05, 0.1, 0.2)},
+            "AdamW cosine", "cosine", _warm_up,
             group="same knobs", plan=make_plain_plan, near=False,
         ),
     )
 }  # fmt: skip
 
 
+TUNABLE = COMPETITORS | RIVALS_OF_FEW
+
+
 def find_competitor(name: str) -> Competitor:
     """The competitor of that name. Raises ``UnknownNameError`` otherwise."""
-    known = COMPETITORS | RIVALS_OF_FEW
-    if name not in known:
-        raise UnknownNameError("competitor", name, list(known))
-    return known[name]
+    if name not in TUNABLE:
+        raise UnknownNameError("competitor", name, list(TUNABLE))
+    return TUNABLE[name]

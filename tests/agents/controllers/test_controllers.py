@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopwright.agents.controllers.competitors import COMPETITORS, RIVALS_OF_FEW
+from loopwright.agents.controllers.competitors import COMPETITORS, RIVALS_OF_FEW, TUNABLE
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.schedules import FINAL, ReduceOnPlateau, Scheduled
 from loopwright.agents.controllers.simple import Constant, OpenLoop, RandomPolicy
@@ -83,15 +83,15 @@ def test_a_used_rule_is_its_twin_and_a_random_policy_is_told_by_its_start() -> N
 
 
 def test_every_competitor_survives_its_description_and_fits_the_protocol() -> None:
-    known = COMPETITORS | RIVALS_OF_FEW
-    for name, competitor in known.items():
+    for name, competitor in TUNABLE.items():
         for controller in competitor.candidates(4):
             assert isinstance(controller, Controller)
             assert controller.name == name
             assert restore_controller(name, json.loads(json.dumps(describe_controller(controller)))) == controller
-    tuned = load_competitors(prices="measured")
-    assert [c.name for c in tuned] == [DEFAULT_ADAMW, *known]
-    assert load_competitors(["SOAP"], "measured")[1:] == [c for c in tuned if c.name == "SOAP"]
+    tuned = load_competitors()
+    assert [c.name for c in tuned] == [DEFAULT_ADAMW, *COMPETITORS, "AdamW cosine"]
+    assert [c.name for c in load_competitors(prices="measured")] == [DEFAULT_ADAMW, *TUNABLE]
+    assert load_competitors(["SOAP"])[1:] == [c for c in tuned if c.name == "SOAP"]
     with pytest.raises(LoopwrightError, match="unknown tuned competitor 'nobody'"):
         load_competitors(["nobody"])
 

@@ -399,13 +399,14 @@ def test_a_bundle_of_another_observation_version_is_refused(bundle: Path, monkey
         load_policy(bundle)
 
 
-@pytest.mark.parametrize("name", [n for n in list_policies() if "lr" in {k.name for k in load_policy(n).knobs.knobs}])
+@pytest.mark.parametrize("name", list_policies())
 def test_a_shipped_policy_finds_the_learning_rate(name: str) -> None:
     """From a hundredth of the tuned learning rate it hits nearly always, where what it started from never does."""
     policy = load_policy(name)
     assert policy.fingerprint == load_policy(SHIPPED / f"{name}.safetensors").fingerprint
     far = replace(policy, start=replace(policy.start, learning_rate=policy.start.learning_rate / 100))
-    task, seeds = get_task("parity:100000"), range(4)
+    reachable = {"lr-momentum": "parity:100000"}  # without a knob for decay or averaging, which the other task needs
+    task, seeds = get_task(reachable.get(name, "digits-mlp:100000")), range(4)
     assert not any(run.hit for run in run_controller(Constant(far.start), [task], seeds))
     assert sum(run.hit for run in run_controller(far, [task], seeds)) >= 3
 
