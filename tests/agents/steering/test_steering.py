@@ -493,6 +493,7 @@ for number in range(64):
     optimizer.zero_grad()
     steering.step(loss)
 print(steering.decisions, steering.plan["learning_rate"], sum(p.double().sum().item() for p in model.parameters()))
+distributed.destroy_process_group()  # its threads, living as the interpreter ends, end the process in a crash at times
 """
 
 
@@ -504,7 +505,7 @@ def test_processes_that_train_together_follow_the_first(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     said = [process.communicate(timeout=120) for process in running]
-    assert all(process.returncode == 0 for process in running), said
+    assert [process.returncode for process in running] == [0, 0], said
     first, second = (printed.splitlines()[-1] for printed, _ in said)  # what comes before is gloo's
     assert first == second
     assert first.startswith("4 ")
