@@ -1,21 +1,35 @@
-"""LoopGuard: brings a steered loop back where it diverges."""
+"""LoopGuard: brings a steered loop back where it diverges, and to its beginning where that has gone wrong.
+
+From a learning rate that is much too high the loss leaps within a few updates and comes back to about what it was:
+weights that predict one and the same for every input, which no policy mends. So a decision before which none has
+passed, and whose mean loss is ``FALSE_START_RATIO`` times what it was before training, is taken back as a whole, and
+the learning rate multiplied by ``FALSE_START_FACTOR``.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from loopwright.agents.steering.snapshots import Slots
-from loopwright.envs.loop.guard import Guard
+from loopwright.envs.loop.guard import FINE, LOSS_SPIKE, RATE_FACTOR, Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.telemetry import Statistics, Telemetry
 
+FALSE_START_RATIO, FALSE_START_FACTOR = 2.0, 0.2
+
 
 class LoopGuard:
-    """The environments' guard for one loop, with room for two states of it; it may step in ``limit`` times."""
+    """The environments' guard for one loop, with room for two states of it; it may step in ``limit`` times.
+
+    Attributes:
+        rate_factor: what the learning rate is to be multiplied by after what it last took back.
+    """
 
     def __init__(self, slots: Slots, limit: int) -> None:
+        self.rate_factor = RATE_FACTOR
         self._slots = slots
         self._guard = Guard(self._slots, None, limit)
+        self._before: float | None = None  # the loss before training, infinite once a decision has passed
 
     def begin(self) -> None:
         """The loop is as it should be. What its loss is before training is not known."""
@@ -26,18 +40,31 @@ class LoopGuard:
         """The share of its interventions that is left."""
         return float(1 - self._guard.interventions / self._guard.limit)
 
-    def watch(self, statistics: Statistics, telemetry: Telemetry, plan: Mapping[str, float]) -> tuple[int, bool]:
-        """A verdict on what was measured under ``plan``, and whether it gives up; what it restores is restored."""
-        verdict, given_up = self._guard.watch(bool(statistics.finite[0]), telemetry, plan)
-        return int(verdict), bool(given_up)
+    def watch(
+        self, statistics: Statistics, telemetry: Telemetry, plan: Mapping[str, float], first: float
+    ) -> tuple[int, bool]:
+        """A verdict on what was measured under ``plan``, and whether it gives up; what it restores is restored.
+
+        ``first`` is the loss of the decision's first batch.
+        """
+        self._before = first if self._before is None else self._before
+        finite = bool(statistics.finite[0])
+        false_start = finite and telemetry["loss"] > FALSE_START_RATIO * self._before > 0
+        verdict, given_up = self._guard.watch(finite and not false_start, telemetry, plan)
+        if verdict == FINE:
+            self._before = math.inf
+        self.rate_factor = FALSE_START_FACTOR if false_start else RATE_FACTOR
+        return LOSS_SPIKE if false_start else int(verdict), bool(given_up)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "guard": save_memory(self._guard, ("arithmetic", "_xp", "_slots")),
             "snapshots": [slot.state_dict() for slot in self._slots],
+            "before": self._before,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         load_memory(self._guard, state["guard"])
+        self._before = state["before"]
         for slot, own in zip(self._slots, state["snapshots"], strict=True):
             slot.load_state_dict(own)

@@ -33,7 +33,7 @@ from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbe
 from loopwright.envs.loop.checks import check_counts
 from loopwright.envs.loop.context import Context, check_prices
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.guard import FINE, RATE_FACTOR, VERDICTS
+from loopwright.envs.loop.guard import FINE, VERDICTS
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.observer import Observer, Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
@@ -307,7 +307,7 @@ class Steering:
         statistics = Statistics(np.array(sums)[:, None], self._watch.read())
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
-        verdict = self._guarded(statistics, telemetry, found)
+        verdict = self._guarded(statistics, telemetry, found, losses[0])
         self.decisions += 1
         if self._stopwatch is not None:
             seconds = None if self.groups.whole is None else self.groups.whole.time_rules()
@@ -327,13 +327,13 @@ class Steering:
         if not self.advise:
             self.groups.write(chosen)
 
-    def _guarded(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float]) -> int:
-        """The guard's verdict; what it restores is restored, and the learning rate in ``found`` halved."""
+    def _guarded(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float], first: float) -> int:
+        """The guard's verdict; what it restores is restored, and the learning rate in ``found`` lowered."""
         if self._guard is None or self.advise:
             return FINE
-        verdict, given_up = self._guard.watch(statistics, telemetry, found)
+        verdict, given_up = self._guard.watch(statistics, telemetry, found, first)
         if verdict != FINE:
-            found["learning_rate"] *= RATE_FACTOR
+            found["learning_rate"] *= self._guard.rate_factor
             self._average.weights = []
         if given_up:
             self._fall_back("the guard has brought it back as often as it may")

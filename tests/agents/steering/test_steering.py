@@ -276,6 +276,20 @@ def test_a_batch_that_ruins_the_run_is_recovered_from(name: str, spoil: Any) -> 
     assert loop.run(160, 320) < 1
 
 
+@pytest.mark.parametrize(("rate", "taken_back"), [(3.0, True), (0.01, False), (1e-5, False)])
+def test_a_false_start_is_taken_back(rate: float, taken_back: bool, tmp_path: Path) -> None:
+    """From a much too high rate weights explode, and come back useless."""
+    loop = Loop(lambda parameters: torch.optim.AdamW(parameters, lr=rate))
+    before = loop.weights
+    loop.attach(limits={"learning_rate": (rate / 300, rate)}, ledger=tmp_path / "run.jsonl")
+    loop.run(0, 16)
+    assert torch.equal(loop.weights, before) == taken_back
+    entry = read_ledger(tmp_path / "run.jsonl").entries[-1]
+    assert entry["verdict"] == ("loss spike" if taken_back else "fine")
+    loop.run(16, 160)
+    assert not torch.equal(loop.weights, before)
+
+
 def test_after_too_many_interventions_the_users_settings_hold_again() -> None:
     loop = Loop()
     steering = loop.attach(guard=1)
