@@ -1,6 +1,14 @@
-"""How far apart decisions lie. Late in a run less changes from one to the next, and looking is to cost less."""
+"""How far apart decisions lie, and how a run ends.
+
+Late in a run less changes from one decision to the next, and looking is to cost less. At its end the learning rate goes
+down, which no policy that was trained up to a target had to learn.
+"""
+
+from loopwright.envs.loop.checks import check_number
 
 STRETCH = 32  # decisions
+COOLDOWN = 0.6  # of a run
+LEAST_LEVEL = 0.01
 
 
 def find_spacing(first: int, decisions: int) -> int:
@@ -15,3 +23,26 @@ def count_decisions(first: int, iterations: int) -> int:
     while (iterations := iterations - find_spacing(first, decisions)) >= 0:
         decisions += 1
     return decisions
+
+
+class Cooldown:
+    """The way down to zero, in a line, over the last ``share`` of so many ``steps``; none where these are not known.
+
+    Attributes:
+        level: what the learning rate stands at, as a share of what it would be without.
+
+    Raises ``LoopwrightError`` for a share that is none.
+    """
+
+    def __init__(self, steps: int | None, share: float) -> None:
+        check_number("cooldown", share, "be from 0 to 1", 0, 1)
+        self.level = 1.0
+        self._steps, self._share = steps, share
+
+    def step(self, iterations: int, every: int) -> float:
+        """What the learning rate is to be multiplied by for the next ``every`` iterations after so many."""
+        if self._steps is None or not self._share:
+            return 1.0
+        left = 1 - (iterations + every / 2) / self._steps
+        before, self.level = self.level, min(1.0, max(LEAST_LEVEL, left / self._share))
+        return self.level / before

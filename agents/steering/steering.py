@@ -20,12 +20,13 @@ from torch.utils.data import Dataset
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
+from loopwright.agents.steering.closure import arrive_after_closure
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.limits import check_limits, follow_first, keep_within, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.optimizer import name_policy
-from loopwright.agents.steering.pace import find_spacing
+from loopwright.agents.steering.pace import COOLDOWN, Cooldown, find_spacing
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
@@ -50,6 +51,8 @@ class Steering:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that comes along; None: that for such an optimizer.
         steps: iterations there will be; None where that is open.
+        cooldown: share of ``steps``, at their end, over which the learning rate that the policy chooses is taken to
+            zero in a line (as in warm-up, stable, decay: Hu et al. 2024), 0 to 1; 0, or no ``steps``: it is not.
         every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
             policy was trained with.
         target: the loss on validation data that is to be reached; None where there is none.
@@ -83,6 +86,7 @@ class Steering:
         policy: Policy | Path | str | None = None,
         steps: int | None = None,
         *,
+        cooldown: float = COOLDOWN,
         every: int | None = None,
         target: float | None = None,
         samples: int | None = None,
@@ -103,6 +107,7 @@ class Steering:
         self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
         self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
+        self._cooldown = Cooldown(steps, cooldown)
         self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
@@ -232,18 +237,7 @@ class Steering:
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Look at the gradients now; where the optimizer is given a closure, after it has made them."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._arrive(optimizer)
-            return None
-
-        def make_gradients() -> Any:
-            with torch.enable_grad():
-                loss = closure()
-            self._arrive(optimizer)
-            return loss
-
-        return (*args[:1], make_gradients), {name: value for name, value in kwargs.items() if name != "closure"}
+        return arrive_after_closure(args, kwargs, lambda: self._arrive(optimizer))
 
     def _arrive(self, optimizer: Optimizer) -> None:
         if self.stopped is not None:
@@ -362,6 +356,7 @@ class Steering:
         steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
         chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic, ratio)
+        chosen["learning_rate"] *= self._cooldown.step(self.iterations, self.every)
         return keep_within(chosen, self.limits)
 
     # Going on after an interruption
@@ -377,13 +372,13 @@ class Steering:
             "observer": save_memory(self._observer, ("arithmetic", "_xp")),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
-            "memory": None if self._memory is None else self._memory.tolist(),
+            "memory": None if self._memory is None else self._memory.tolist(), "level": self._cooldown.level,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the model and the optimizer have been brought back already."""
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
-        self._begun, self._own = state["begun"], list(state["own"])
+        self._begun, self._own, self._cooldown.level = state["begun"], list(state["own"]), state["level"]
         self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
         self._ticks, self.iterations = state["ticks"], state["iterations"]
         self._record.go_back(self.decisions if self._begun else -1)

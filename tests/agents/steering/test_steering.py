@@ -52,9 +52,9 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-def make_policy(seed: int = 1, recurrent: bool = False) -> Policy:
+def make_policy(seed: int = 1, recurrent: bool = False, moves: str = "core") -> Policy:
     """One that was never trained, and moves every knob."""
-    knobs, width = KnobSet("core"), 16 if recurrent else len(OBSERVATION_NAMES)
+    knobs, width = KnobSet(moves), 16 if recurrent else len(OBSERVATION_NAMES)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build_network([width, 32, sum(knobs.choices)], "tanh")
@@ -276,6 +276,17 @@ def test_a_batch_that_ruins_the_run_is_recovered_from(name: str, spoil: Any) -> 
     assert loop.run(160, 320) < 1
 
 
+def test_the_rate_cools_down_to_the_end() -> None:
+    """In a line, by the middle of each decision, whatever the policy makes of it."""
+    loop, rates = Loop(), []
+    loop.steering = attach(loop.optimizer, make_policy(moves="average"), 160, prices=None, cooldown=0.5)
+    for start in range(0, 160, 16):
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+        loop.run(start, start + 16)
+    shares = [rate / 1e-2 for rate in [*rates[1:], loop.optimizer.param_groups[0]["lr"]]]
+    assert shares == pytest.approx([1, 1, 1, 1, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01])
+
+
 @pytest.mark.parametrize(("rate", "taken_back"), [(3.0, True), (0.01, False), (1e-5, False)])
 def test_a_false_start_is_taken_back(rate: float, taken_back: bool, tmp_path: Path) -> None:
     """From a much too high rate weights explode, and come back useless."""
@@ -397,6 +408,7 @@ def test_what_cannot_be_is_said() -> None:
     attach(loop.optimizer, make_policy()).detach()
     for options, message in (
         ({"steps": 0}, "steps must be 1 or more"),
+        ({"cooldown": 1.5}, "cooldown must be from 0 to 1; got 1.5"),
         ({"guard": -1}, "guard must be 0 or more"),
         ({"limits": {"speed": (0, 1)}}, "limits are for fields of a plan"),
         ({"limits": {"learning_rate": (1, 0)}}, "must be .low, high."),
