@@ -35,6 +35,16 @@ _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "op
 _FIXED_RATE: dict[str, Any] = {**_LONG, "rate_spread": 0.5, "fields_spread": 0.1}  # there is no knob for it
 PRESETS: dict[str, dict[str, Any]] = {
     **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr")},
+    # What torch's AdamW has, and averaged weights; runs without a target, and around torch's defaults, carry over.
+    "adamw": {
+        **_LONG,
+        "knobs": "lr+momentum+second_momentum+weight_decay+average",
+        "suite": "varied",
+        "start": "averaged AdamW",
+        "open_runs": 0.25,
+        "plain_runs": 0.25,
+        "steps": 1_000_000,
+    },
     # From the best constant of their own knobs: what is left to win is what steering them wins.
     "lr-momentum": {
         **_LONG,
