@@ -35,7 +35,7 @@ _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "op
 _FIXED_RATE: dict[str, Any] = {**_LONG, "rate_spread": 0.5, "fields_spread": 0.1}  # there is no knob for it
 PRESETS: dict[str, dict[str, Any]] = {
     **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr")},
-    # What torch's AdamW has, and averaged weights; runs without a target, and around torch's defaults, carry over.
+    # What torch's AdamW has, and averaged weights; some runs are as a user's loop has them.
     "adamw": {
         **_LONG,
         "knobs": "lr+momentum+second_momentum+weight_decay+average",

@@ -136,9 +136,9 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str,
     """And so does its ledger, though the first went on for a while after its state was saved."""
     make, ledgers = OPTIMIZERS[name], (tmp_path / "whole.jsonl", tmp_path / "cut.jsonl")
     whole, first, second = Loop(make), Loop(make), Loop(make, seed=5)
-    whole.attach(ledger=ledgers[0])
+    whole.attach(ledger=ledgers[0], cooldown=1.0)  # all the way down
     whole.run(0, 150)
-    first.attach(ledger=ledgers[1])
+    first.attach(ledger=ledgers[1], cooldown=1.0)
     first.run(0, cut)
     assert first.steering is not None
     stored = io.BytesIO()
@@ -148,7 +148,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(cut: int, name: str,
     model, optimizer, steering = torch.load(stored, weights_only=True)
     second.model.load_state_dict(model)
     second.optimizer.load_state_dict(optimizer)
-    second.attach(ledger=ledgers[1]).load_state_dict(steering)
+    second.attach(ledger=ledgers[1], cooldown=1.0).load_state_dict(steering)
     second.run(cut, 150)
     assert torch.equal(whole.weights, second.weights)
     expected, found = (read_ledger(path).entries for path in ledgers)
