@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "train an agent for a few minutes and evaluate it on tasks it never saw",
     "train": "train a controller on a suite",
     "rllib": "train a controller with Ray's RLlib",
+    "ensemble": "put several trainings together as one policy",
     "evaluate": "evaluate saved policies against what people would use instead",
     "compare": "compare two methods whose runs are on record",
     "scaling": "say how an evaluation would be divided among many workers",

@@ -129,7 +129,7 @@ class SerialLanes(Lanes):
         self.state.microbatch[lane] = index
         self.state.counters[:, lane] = torch.tensor(counters)
         self.state.scalars[:, lane] = torch.tensor(scalars, dtype=self.dtype)
-        loss = torch.stack(losses)
+        loss = torch.stack(losses).mean(1)
         sums = [ticks, geq, float(loss.sum()), float((loss * loss).sum()), counters[_UPDATES] - begun]
         assert len(sums) == len(SUMS)
         return sums, run.probe.read()
@@ -173,7 +173,7 @@ class SerialLanes(Lanes):
     def _backward(
         self, run: LaneViews, plan: LoopPlan, inputs: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
-        """Add the gradient of a microbatch's kept samples to what is gathered; the mean loss of all."""
+        """Add the gradient of a microbatch's kept samples to what is gathered; the losses of all."""
         kind, kept, seen = self._template.loss, count_kept_samples(plan, self.microbatch), None
         if kept < self.microbatch:
             with torch.no_grad():
@@ -186,7 +186,7 @@ class SerialLanes(Lanes):
             losses.backward(torch.full_like(losses, 1 / losses.numel()))  # type: ignore[no-untyped-call]
         seen = losses.detach() if seen is None else seen
         run.last_loss[index] = seen
-        return seen.mean()
+        return seen
 
     @torch.no_grad()
     def _update(self, run: LaneViews, plan: LoopPlan, path: BlockRange, scalars: list[float], *, probe: bool) -> None:
@@ -227,5 +227,5 @@ class SerialLanes(Lanes):
 def _pass_through(model: nn.Sequential, inputs: torch.Tensor) -> torch.Tensor:
     """What the network makes of them, without the time that calling modules takes: nobody has hooks here."""
     for layer in model:
-        inputs = layer.forward(inputs)
+        inputs = _pass_through(layer, inputs) if type(layer) is nn.Sequential else layer.forward(inputs)
     return inputs

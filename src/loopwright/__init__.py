@@ -11,6 +11,7 @@ import gymnasium
 
 if TYPE_CHECKING:
     from loopwright.agents.controllers.bundle import list_policies, load_policy, save_policy
+    from loopwright.agents.controllers.ensemble import make_ensemble
     from loopwright.agents.controllers.hub import load_from_hub, push_to_hub
     from loopwright.agents.controllers.policy import Policy
     from loopwright.agents.controllers.tuned import load_competitors
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "agents.controllers.bundle": ("list_policies", "load_policy", "save_policy"),
+    "agents.controllers.ensemble": ("make_ensemble",),
     "agents.controllers.hub": ("load_from_hub", "push_to_hub"),
     "agents.controllers.policy": ("Policy",),
     "agents.controllers.tuned": ("load_competitors",),
@@ -126,6 +128,7 @@ __all__ = [
     "load_competitors",
     "load_from_hub",
     "load_policy",
+    "make_ensemble",
     "make_task",
     "measure_prices",
     "optimizer",

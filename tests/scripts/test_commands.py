@@ -114,12 +114,19 @@ def check_resuming(cwd: Path, options: tuple[str, ...]) -> None:
         assert (record.outcome, record.cost) == (expected[record.key].outcome, expected[record.key].cost)
 
 
+def test_an_ensemble_is_a_bundle_like_any_other(loopwright: Command, tmp_path: Path) -> None:
+    made = loopwright("ensemble", "core", "core", "--into", "twice.safetensors", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert load_policy(tmp_path / "twice.safetensors").knobs.name == load_policy("core").knobs.name
+
+
 def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_path: Path) -> None:
     for arguments, message in (
         (("evaluate", "nothing.safetensors"), "no bundle at nothing.safetensors"),
         (("compare", "a", "b"), "no results at a/runs.jsonl"),
         (("train", "--preset", "best"), "unknown preset 'best'"),
         (("tune", "--kinds", "nobody"), "unknown competitor 'nobody'"),
+        (("ensemble", "core", "adamw"), "policy 2 has knobs 'lr+"),
     ):
         failed = loopwright(*arguments, cwd=tmp_path)
         assert failed.returncode == 2

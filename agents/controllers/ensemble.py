@@ -1,0 +1,66 @@
+"""Several trainings as one policy: a single network whose outputs are the mean of theirs.
+
+One training differs from another by a few per cent on tasks that it never saw. Averaging logits takes much of that away
+(Hansen & Salamon 1990), and since the layers fit into one network block by block, the result is an ordinary bundle.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.envs.loop.errors import LoopwrightError
+
+
+def make_ensemble(policies: Sequence[Policy]) -> Policy:
+    """The policy whose logits (discrete), values (flat) or mean actions before any bound (box) are the mean of theirs.
+
+    Its network is as wide as theirs together. What it was trained with is what they have in common; ``members`` holds
+    for each its fingerprint and what else it was trained with, ``decisions`` is the sum.
+
+    Raises ``LoopwrightError`` for fewer than two, for LSTM policies, and where knobs, action, starting plan,
+    activation or the number of layers are not the same.
+    """
+    if len(policies) < 2:
+        raise LoopwrightError(f"an ensemble needs two policies or more, got {len(policies)}")
+    if any(policy.lstm is not None for policy in policies):
+        raise LoopwrightError("policies with an LSTM cannot be put together: what they remember differs")
+    cards = [policy.describe() for policy in policies]
+    alike: list[dict[str, Any]] = [
+        {name: card[name] for name in ("knobs", "action", "squashed", "activation", "start")}
+        | {"number of layers": len(card["widths"]) - 1}
+        for card in cards
+    ]
+    for number, own in enumerate(alike[1:], 2):
+        for name, value in own.items():
+            if value != alike[0][name]:
+                raise LoopwrightError(f"policy {number} has {name} {value!r}, the first {alike[0][name]!r}")
+    network = _join([policy.network for policy in policies], cards[0]["activation"])
+    trainings = [policy.training for policy in policies]
+    common = {k: v for k, v in trainings[0].items() if all(t.get(k) == v for t in trainings[1:])}
+    members = [
+        {"sha256": policy.fingerprint, **{k: v for k, v in policy.training.items() if k not in common}}
+        for policy in policies
+    ]
+    decisions = sum(int(training.get("decisions", 0)) for training in trainings)
+    return replace(policies[0], network=network, training={**common, "decisions": decisions, "members": members})
+
+
+def _join(networks: Sequence[nn.Sequential], activation: str) -> nn.Sequential:
+    """Side by side: each sees all features, and none the others' layers; of the last one's outputs the mean."""
+    layers = list(zip(*([m for m in own if isinstance(m, nn.Linear)] for own in networks), strict=True))
+    weights = [torch.block_diag(*(layer.weight for layer in own)) for own in layers]  # type: ignore[no-untyped-call]
+    biases = [torch.cat([layer.bias for layer in own]) for own in layers]
+    weights[0] = torch.cat([layer.weight for layer in layers[0]])
+    weights[-1], biases[-1] = (
+        stacked.unflatten(0, (len(networks), -1)).mean(0) for stacked in (weights[-1], biases[-1])
+    )
+    joined = build_network([weights[0].shape[1], *(len(weight) for weight in weights)], activation)
+    values = [value for pair in zip(weights, biases, strict=True) for value in pair]
+    with torch.no_grad():
+        for parameter, value in zip(joined.parameters(), values, strict=True):
+            parameter.copy_(value)
+    return joined
