@@ -10,7 +10,7 @@ How far the rounds lie apart goes into the intervals.
 
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
 from loopwright.agents.judging.results import ResultsHeader, RunRecord
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.plain import PlainLoop
-from loopwright.envs.engine.randomness import draw_control_samples, make_key
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.context import Context
@@ -106,7 +106,8 @@ def _measure(
                 seconds, extra, geq = (sum(column) for column in zip(*map(loop.decide, plans), strict=True))
                 own.append((seconds / geq, extra / seconds))
     return [
-        Timing(controller.name, task.name, tuple(rate for rate, _ in own), median(share for _, share in own))
+        # The difference of two times, which noise can take below 0.
+        Timing(controller.name, task.name, tuple(rate for rate, _ in own), max(0.0, median(share for _, share in own)))
         for (controller, _), own in zip(methods, rounds, strict=True)
     ]
 
@@ -131,7 +132,8 @@ class _TimedLoop:
         )  # fmt: skip
         self.observer.begin([0], np.ones(1), [context])
         self.smoothed = 0.0
-        self.key, self.decisions = make_key(torch.tensor([seed])), 0
+        self.memory = controller.begin(1) if isinstance(controller, Policy) else None
+        self.decisions = 0
         # The guard takes a snapshot every few decisions; for a rollback the best state is kept, at worst at each.
         guarded = 1 / SNAPSHOT_EVERY if settings.guard and self.own_optimizer is None else 0.0
         self.snapshots = guarded + float(controller.rolls_back)
@@ -145,13 +147,15 @@ class _TimedLoop:
 
     def decide(self, plan: LoopPlan) -> tuple[float, float, float]:
         """Seconds in all, seconds of those for the controller, and geq, of one decision under ``plan``."""
+        plans = stack_plans([replace(plan, rollback=False)])
+        fields = name_column(plans, 0)
         start = time.perf_counter()
         if plan.rollback:
             self.loop.restore(self.kept)
         restored = time.perf_counter()
         statistics = self.loop.run(plan, self.settings.ticks_per_decision)
         trained = time.perf_counter()
-        self._control(plan, statistics)
+        self._control(plans, fields, statistics)
         controlled = time.perf_counter()
         extra = (restored - start) + (controlled - trained)
         if self.snapshots:
@@ -161,31 +165,32 @@ class _TimedLoop:
         if self.loop.probe is not None:
             began = time.perf_counter()
             self.bare.run(plan, self.settings.ticks_per_decision)
-            extra += max(0.0, (trained - restored) - (time.perf_counter() - began))
+            extra += (trained - restored) - (time.perf_counter() - began)
         price = self.prices[plan.optimizer if self.own_optimizer is None else self.own_optimizer.kind]
         cost, updates = (statistics.total(name).item() for name in ("cost", "updates"))
         return seconds, extra, cost + updates * price + self.look
 
-    def _control(self, plan: LoopPlan, statistics: Statistics) -> None:
-        plans = stack_plans([replace(plan, rollback=False)])
-        left = torch.tensor([0.5])
-        observation = torch.zeros(1, len(OBSERVATION_NAMES))
+    def _control(self, plans: torch.Tensor, fields: Mapping[str, float], statistics: Statistics) -> None:
+        """What a controller does between two decisions of one run: a policy as it does in a loop it is attached to."""
+        observation = np.zeros((1, len(OBSERVATION_NAMES)), np.float32)
         if self.controller.needs.looks:
-            ticks = torch.tensor([self.loop.ticks])
-            index = draw_control_samples(self.key, ticks, self.size, len(self.task.control))[0]
+            index = torch.randint(len(self.task.control), (self.size,))
             loss, _ = self.loop.evaluate(Split(self.task.control.inputs[index], self.task.control.labels[index]))
             if self.controller.needs is Needs.CONTROL_LOSS:
                 self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)
                 observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed
             else:
-                fields = name_column(plans, 0)
                 telemetry = summarise(statistics, fields["clip"], self.observer.arithmetic)
                 read = (self.loop.cursor + 1.0) * self.loop.microbatch
                 reading = Reading(telemetry, loss, fields, 0.5, True, False, samples_read=read)
-                observation = torch.from_numpy(self.observer.observe(reading))
+                observation = self.observer.observe(reading)
         self.decisions += 1
-        taken = torch.tensor([float(self.decisions)])
-        self.controller.decide(View(observation, plans, left, taken, self.loop.step_ratio))
+        if isinstance(self.controller, Policy):
+            steps = self.controller.steps(observation, self.memory)[0].tolist()
+            self.controller.knobs.move_fields(steps, fields, self.observer.arithmetic, self.loop.step_ratio)
+            return
+        taken, left = torch.tensor([float(self.decisions)]), torch.tensor([0.5])
+        self.controller.decide(View(torch.from_numpy(observation), plans, left, taken, self.loop.step_ratio))
 
 
 def _check(header: Header, timing: Timing) -> None:
