@@ -23,7 +23,7 @@ from tqdm import tqdm
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.judging.workers import work_apart
-from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
+from loopwright.agents.steering.defaults import ADAM_POLICY, WHOLE_POLICY
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import holding_folder
 from loopwright.envs.loop.ledger import read_versions
@@ -149,7 +149,7 @@ def race_programs(config: Config, programs: Sequence[str]) -> int:
     contest.race()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
-    by_default = f"`{PLAIN_POLICY}`, and `loopwright.optimizer` by `{WHOLE_POLICY}`"
+    by_default = f"`{ADAM_POLICY}`, and `loopwright.optimizer` by `{WHOLE_POLICY}`"
     steered = f"`{config.policy}`" if config.policy else by_default
     provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))

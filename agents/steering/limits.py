@@ -27,6 +27,11 @@ def keep_within(chosen: Mapping[str, float], limits: Mapping[str, tuple[float, f
     return {**chosen, **kept}
 
 
+def is_held(field: str, limits: Mapping[str, tuple[float, float]]) -> bool:
+    """Whether they leave it no room."""
+    return field in limits and limits[field][0] == limits[field][1]
+
+
 def say_what_is_off(optimizer: Optimizer, knobs: Sequence[str]) -> None:
     """Warn of ``knobs`` that have no counterpart in the optimizer."""
     if knobs:

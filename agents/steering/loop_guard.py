@@ -15,7 +15,7 @@ from loopwright.envs.loop.guard import FINE, LOSS_SPIKE, RATE_FACTOR, Guard
 from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.telemetry import Statistics, Telemetry
 
-FALSE_START_RATIO, FALSE_START_FACTOR = 2.0, 0.2
+FALSE_START_RATIO, FALSE_START_FACTOR = 2.0, 0.1
 
 
 class LoopGuard:

@@ -18,7 +18,6 @@ from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
 
-WHOLE_POLICY, PLAIN_POLICY = "core", "lr-clip-average"  # for all that a plan has; for what most optimizers have
 _Tensors = list[torch.Tensor]
 UpdateHook = Callable[[_Tensors, _Tensors, _Tensors], None]
 
@@ -162,11 +161,6 @@ class PlanOptimizer(Optimizer):
                     short += float(state["momentum"].square().sum())
         ratio = math.sqrt(long / short) if short > 0 else 1.0
         return torch.tensor([ratio if math.isfinite(ratio) and ratio > 0 else 1.0])
-
-
-def name_policy(optimizer: Optimizer) -> str:
-    """The policy that comes with the package for such an optimizer: for what most have, or for all that a plan has."""
-    return WHOLE_POLICY if isinstance(optimizer, PlanOptimizer) else PLAIN_POLICY
 
 
 def optimizer(model: torch.nn.Module | Sequence[torch.Tensor], lr: float = 1e-3, **options: Any) -> PlanOptimizer:

@@ -4,6 +4,8 @@ Late in a run less changes from one decision to the next, and looking is to cost
 down, which no policy that was trained up to a target had to learn.
 """
 
+from collections.abc import Mapping
+
 from loopwright.envs.loop.checks import check_number
 
 STRETCH = 32  # decisions
@@ -28,8 +30,10 @@ def count_decisions(first: int, iterations: int) -> int:
 class Cooldown:
     """The way down to zero, in a line, over the last ``share`` of so many ``steps``; none where these are not known.
 
+    The policy does not see it: it would lead the learning rate up again.
+
     Attributes:
-        level: what the learning rate stands at, as a share of what it would be without.
+        level: what the learning rate stands at, as a share of what the policy has chosen.
 
     Raises ``LoopwrightError`` for a share that is none.
     """
@@ -40,9 +44,12 @@ class Cooldown:
         self._steps, self._share = steps, share
 
     def step(self, iterations: int, every: int) -> float:
-        """What the learning rate is to be multiplied by for the next ``every`` iterations after so many."""
-        if self._steps is None or not self._share:
-            return 1.0
-        left = 1 - (iterations + every / 2) / self._steps
-        before, self.level = self.level, min(1.0, max(LEAST_LEVEL, left / self._share))
-        return self.level / before
+        """The level for the next ``every`` iterations after so many."""
+        if self._steps is not None and self._share:
+            left = 1 - (iterations + every / 2) / self._steps
+            self.level = min(1.0, max(LEAST_LEVEL, left / self._share))
+        return self.level
+
+    def undo(self, plan: Mapping[str, float]) -> dict[str, float]:
+        """A plan that holds, as the policy has chosen it."""
+        return {**plan, "learning_rate": plan["learning_rate"] / self.level}

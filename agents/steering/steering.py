@@ -21,11 +21,11 @@ from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.closure import arrive_after_closure
+from loopwright.agents.steering.defaults import find_limits, name_policy
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import check_limits, follow_first, keep_within, say_what_is_off
+from loopwright.agents.steering.limits import check_limits, follow_first, is_held, keep_within, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
-from loopwright.agents.steering.optimizer import name_policy
 from loopwright.agents.steering.pace import COOLDOWN, Cooldown, find_spacing
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.snapshots import SlotFunction, make_slots
@@ -59,7 +59,8 @@ class Steering:
         samples, batch_size: how many different samples there are to train on, and how many an update reads; the
             policy then knows how often it has seen them. None where that is not known.
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
-        limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``.
+        limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``; None
+            takes those of ``find_limits``, {} none.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
         model: whose buffers (batch norm) are brought back and averaged with the weights; None leaves them alone.
         snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights
@@ -102,16 +103,18 @@ class Steering:
     ) -> None:
         if hasattr(optimizer, _ATTACHED):
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
-        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or name_policy(optimizer))
+        self.groups = Groups(optimizer)
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or name_policy(self.groups))
         settings = self.policy.training.get("settings", {})
         self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
-        self.steps, self.advise, self.limits = steps, advise, check_limits(limits or {})
+        self.steps, self.advise = steps, advise
         self._cooldown = Cooldown(steps, cooldown)
-        self.groups = Groups(optimizer)
         self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
+        moved = [knob.field for knob in self.policy.knobs.knobs]
+        self.limits = find_limits(self.groups, self.plan, moved) if limits is None else check_limits(limits)
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._loader: SteeredLoader | None = None
@@ -256,7 +259,8 @@ class Steering:
             self.groups = Groups(optimizer)
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
-            off = [k.name for k, on in zip(self.policy.knobs.knobs, self._steered, strict=True) if not on]
+            steered = zip(self.policy.knobs.knobs, self._steered, strict=True)
+            off = [k.name for k, on in steered if not on and not is_held(k.field, self.limits)]
             say_what_is_off(optimizer, off)
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
@@ -345,9 +349,10 @@ class Steering:
     ) -> np.ndarray:
         left = 1.0 if self.steps is None else max(0.0, 1 - self.iterations / self.steps)
         guard_left = 0.0 if self._guard is None else self._guard.left
+        control = math.nan if self._control is None else self._control
         reading = Reading(
-            telemetry, self._control if self._control is not None else math.nan, plan or self.plan, left,
-            telemetry is not None, restored, guard_left, float(self.iterations * self._context.microbatch),
+            telemetry, control, self._cooldown.undo(plan or self.plan), left, telemetry is not None, restored,
+            guard_left, float(self.iterations * self._context.microbatch),
         )  # fmt: skip
         return self._observer.observe(reading)
 
@@ -355,7 +360,7 @@ class Steering:
         wanted = self.policy.steps(self._seen, self._memory)[0].tolist()
         steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
-        chosen = self.policy.knobs.move_fields(steps, found, self._observer.arithmetic, ratio)
+        chosen = self.policy.knobs.move_fields(steps, self._cooldown.undo(found), self._observer.arithmetic, ratio)
         chosen["learning_rate"] *= self._cooldown.step(self.iterations, self.every)
         return keep_within(chosen, self.limits)
 

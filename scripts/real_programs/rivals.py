@@ -14,7 +14,7 @@ from loopwright.agents.controllers.optimizers import LIBRARY_OPTIMIZERS
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.schedules import make_cosine
 from loopwright.agents.steering.attach import attach
-from loopwright.agents.steering.optimizer import PLAIN_POLICY, WHOLE_POLICY
+from loopwright.agents.steering.defaults import ADAM_POLICY, WHOLE_POLICY
 from loopwright.agents.steering.optimizer import optimizer as make_plan_optimizer
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.loop.controller import LibraryUpdate
@@ -143,5 +143,5 @@ RIVALS: dict[str, Callable[[Launch], Driver]] = {
     **{f"loopwright.optimizer, steered{how}": partial(drive_whole, factor=factor) for how, factor in FACTORS.items()},
 }
 # The policies that come along for those that are steered.
-STEERED_BY = {name: WHOLE_POLICY if name.startswith("loopwright.optimizer") else PLAIN_POLICY
+STEERED_BY = {name: WHOLE_POLICY if name.startswith("loopwright.optimizer") else ADAM_POLICY
               for name in RIVALS if "steered" in name}  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.attach import attach
 from loopwright.agents.steering.groups import Groups
@@ -285,6 +286,50 @@ def test_the_rate_cools_down_to_the_end() -> None:
         loop.run(start, start + 16)
     shares = [rate / 1e-2 for rate in [*rates[1:], loop.optimizer.param_groups[0]["lr"]]]
     assert shares == pytest.approx([1, 1, 1, 1, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        *(("AdamW", "adamw"), ("Adam", "adamw"), ("NAdam", "adamw"), ("PlanOptimizer", "core")),
+        *((name, "lr-clip-average") for name in ("SGD", "RMSprop", "Adagrad")),
+    ],
+)
+def test_an_optimizer_gets_the_policy_that_is_for_it(name: str, policy: str) -> None:
+    loop = Loop(OPTIMIZERS[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of what is held anyway nobody is told that it is left as it is
+        assert attach(loop.optimizer, prices=None).policy.fingerprint == load_policy(policy).fingerprint
+        loop.run(0, 1)
+
+
+def test_unless_told_otherwise_momenta_stay_in_their_range_and_the_decay_as_it_is() -> None:
+    held, free = Loop(), Loop()
+    held.attach()
+    free.attach(limits={})
+    seen: list[list[tuple[float, float, float]]] = [[], []]
+    for start in range(0, 320, 16):
+        for loop, own in zip((held, free), seen, strict=True):
+            loop.run(start, start + 16)
+            group = loop.optimizer.param_groups[0]
+            own.append((*group["betas"], group["weight_decay"]))
+    assert all(0.6 <= first <= 0.9 and 0.9 <= second <= 0.99 and decay == 0.1 for first, second, decay in seen[0])
+    assert len({first for first, _, _ in seen[0]}) > 1
+    assert any(not 0.6 <= first <= 0.9 or not 0.9 <= second <= 0.99 for first, second, _ in seen[1])
+    assert any(decay != 0.1 for *_, decay in seen[1])
+
+
+def test_the_policy_does_not_see_the_cooldown(tmp_path: Path) -> None:
+    """It would lead the rate up again."""
+    loop = Loop()
+    policy = make_policy(moves="average")
+    loop.steering = attach(loop.optimizer, policy, 160, prices=None, cooldown=1.0, ledger=tmp_path / "run.jsonl")
+    loop.run(0, 160)
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    entries = read_ledger(tmp_path / "run.jsonl").entries
+    seen = [entry["observation"] for entry in entries]
+    assert len({round(each["plan_lr"], 6) for each in seen}) == 1
+    assert all(each["rate_since_start"] == pytest.approx(0, abs=1e-6) for each in seen)
 
 
 @pytest.mark.parametrize(("rate", "taken_back"), [(3.0, True), (0.01, False), (1e-5, False)])
