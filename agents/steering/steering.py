@@ -60,7 +60,7 @@ class Steering:
             policy then knows how often it has seen them. None where that is not known.
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
         limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``; None
-            takes those of ``find_limits``, {} none.
+            takes those of ``defaults.find_limits``, {} none.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
         model: whose buffers (batch norm) are brought back and averaged with the weights; None leaves them alone.
         snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights

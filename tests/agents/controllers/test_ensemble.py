@@ -60,9 +60,11 @@ def test_the_card_says_what_they_have_in_common_and_what_not() -> None:
 
 def test_the_members_stay_as_they_are() -> None:
     members = [make_policy(seed) for seed in range(2)]
-    before = [member.fingerprint for member in members]
+    before, training = [member.weights for member in members], [dict(member.training) for member in members]
     make_ensemble(members)
-    assert [make_policy(seed).fingerprint for seed in range(2)] == before
+    for member, weights in zip(members, before, strict=True):
+        assert all(torch.equal(value, weights[name]) for name, value in member.weights.items())
+    assert [member.training for member in members] == training
 
 
 @pytest.mark.parametrize(
