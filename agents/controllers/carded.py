@@ -67,6 +67,9 @@ class CardedFile(Generic[Card]):
                 save_file(tensors, beside, metadata={"card": text})
             except SafetensorError as problem:
                 raise self.error(f"cannot write {path}: {problem}") from problem
+            size = Path(beside).stat().st_size
+            if size > self.limit:
+                raise self.error(f"cannot write {path}: {size} bytes, and at most {self.limit} would be read again")
 
     def read(self, path: Path, check: Callable[[Card, TensorLayout], None]) -> tuple[Card, dict[str, torch.Tensor]]:
         """Card and tensors. Raises ``error`` for a file that is damaged, altered, or does not fit together.

@@ -29,24 +29,50 @@ def make_ensemble(policies: Sequence[Policy]) -> Policy:
     if any(policy.lstm is not None for policy in policies):
         raise LoopwrightError("policies with an LSTM cannot be put together: what they remember differs")
     cards = [policy.describe() for policy in policies]
-    alike: list[dict[str, Any]] = [
-        {name: card[name] for name in ("knobs", "action", "squashed", "activation", "start")}
-        | {"number of layers": len(card["widths"]) - 1}
-        for card in cards
-    ]
+    alike = [_list_what_must_be_alike(card) for card in cards]
     for number, own in enumerate(alike[1:], 2):
         for name, value in own.items():
             if value != alike[0][name]:
                 raise LoopwrightError(f"policy {number} has {name} {value!r}, the first {alike[0][name]!r}")
     network = _join([policy.network for policy in policies], cards[0]["activation"])
     trainings = [policy.training for policy in policies]
-    common = {k: v for k, v in trainings[0].items() if all(t.get(k) == v for t in trainings[1:])}
+    common, rests = _split([{k: v for k, v in training.items() if k != "decisions"} for training in trainings])
+    decisions = [int(training.get("decisions", 0)) for training in trainings]
     members = [
-        {"sha256": policy.fingerprint, **{k: v for k, v in policy.training.items() if k not in common}}
-        for policy in policies
+        {"sha256": policy.fingerprint, "decisions": own, **rest}
+        for policy, own, rest in zip(policies, decisions, rests, strict=True)
     ]
-    decisions = sum(int(training.get("decisions", 0)) for training in trainings)
-    return replace(policies[0], network=network, training={**common, "decisions": decisions, "members": members})
+    return replace(policies[0], network=network, training={**common, "decisions": sum(decisions), "members": members})
+
+
+def _list_what_must_be_alike(card: dict[str, Any]) -> dict[str, Any]:
+    """Of a bundle's card, by names for people."""
+    own = {name: card[name] for name in ("knobs", "action", "squashed", "activation", "start")}
+    settings = card["training"].get("settings", {})
+    return own | {
+        "number of features": card["widths"][0],
+        "number of layers": len(card["widths"]) - 1,
+        "ticks per decision": settings.get("ticks_per_decision"),
+    }
+
+
+def _split(cards: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all have in common, of mappings in them too, and what is left of each."""
+    common: dict[str, Any] = {}
+    rests: list[dict[str, Any]] = [{} for _ in cards]
+    for name in dict.fromkeys(name for card in cards for name in card):
+        values = [card[name] for card in cards if name in card]
+        everywhere = len(values) == len(cards)
+        if everywhere and all(value == values[0] for value in values):
+            common[name] = values[0]
+        elif everywhere and all(isinstance(value, dict) for value in values):
+            common[name], lefts = _split(values)
+            for rest, left in zip(rests, lefts, strict=True):
+                rest.update({name: left} if left else {})
+        else:
+            for rest, card in zip(rests, cards, strict=True):
+                rest.update({name: card[name]} if name in card else {})
+    return common, rests
 
 
 def _join(networks: Sequence[nn.Sequential], activation: str) -> nn.Sequential:

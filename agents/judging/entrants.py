@@ -114,7 +114,7 @@ def describe_method(controller: Controller) -> tuple[Any, ...]:
     """What independent trainings of one method have in common."""
     if not isinstance(controller, Policy):
         return (controller.name,)
-    made = {name: value for name, value in controller.training.items() if name != "seed"}
+    made = {name: value for name, value in controller.training.items() if name not in ("seed", "members")}
     return (
         controller.knobs.name, controller.knobs.action, controller.squashed, controller.start,
         str(controller.network), json.dumps(made, sort_keys=True),

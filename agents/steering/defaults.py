@@ -1,21 +1,34 @@
 """What holds where a user says nothing: which policy steers an optimizer, and what it is held to."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import NoneType
 
+from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.groups import BETA, LEARNING_RATE_ALONE, Groups
+from loopwright.agents.steering.limits import Limits, check_limits
+from loopwright.envs.loop.checks import check_kind
 
 WHOLE_POLICY, ADAM_POLICY, PLAIN_POLICY = "core", "adamw", "lr-clip-average"
-Limits = dict[str, tuple[float, float]]
 # On the networks of a few thousand parameters that policies are trained on, averaging the weights does what momenta do,
 # and these go to 0 and 0.5. On larger ones, with a cooldown and batch norm, they are worth having.
 MOMENTA: Limits = {"momentum": (0.6, 0.9), "second_momentum": (0.9, 0.99)}
 
 
-def name_policy(groups: Groups) -> str:
-    """The policy that comes with the package for such an optimizer."""
-    if groups.whole is not None:
-        return WHOLE_POLICY
-    return ADAM_POLICY if groups.means.momentum == BETA else PLAIN_POLICY
+def choose_policy(policy: Policy | Path | str | None, groups: Groups) -> Policy:
+    """The one given, read where it is a path or a name; for None that which comes with the package for such groups.
+
+    Raises ``LoopwrightError`` for what is none of these, or cannot be read.
+    """
+    check_kind("policy", policy, (Policy, Path, str, NoneType), "a policy, a path or name of one, or None")
+    if isinstance(policy, Policy):
+        return policy
+    if policy is None and groups.whole is not None:
+        policy = WHOLE_POLICY
+    elif policy is None:
+        policy = ADAM_POLICY if groups.means.momentum == BETA else PLAIN_POLICY
+    return load_policy(policy)
 
 
 def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[str]) -> Limits:
@@ -28,3 +41,11 @@ def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[st
     momenta = MOMENTA if groups.means.momentum == BETA else {}
     own = plan["weight_decay"]
     return {field: limit for field, limit in {**momenta, "weight_decay": (own, own)}.items() if field in fields}
+
+
+def choose_limits(
+    given: Mapping[str, tuple[float, float]] | None, groups: Groups, plan: Mapping[str, float], fields: Collection[str]
+) -> Limits:
+    """What a user has ``given``, beside ``find_limits`` of the other fields; {} leaves all of them free."""
+    checked = None if given is None else check_limits(given)
+    return {} if checked == {} else find_limits(groups, plan, fields) | (checked or {})

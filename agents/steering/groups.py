@@ -50,6 +50,13 @@ LEARNING_RATE_ALONE = Means("adamw")
 STATE_KEYS = ("exp_avg", "momentum_buffer")  # where optimizers keep the average or the sum of gradients
 
 
+def _find_means(optimizer: Optimizer) -> Means:
+    """By its name; one that has a known name, and not in every group the settings, is known by its rate alone."""
+    means = MEANS.get(type(optimizer).__name__, LEARNING_RATE_ALONE)
+    keys = {BETA if means.momentum == BETA else "momentum" if means.momentum else "lr", means.second or "lr"}
+    return means if all(keys <= group.keys() for group in optimizer.param_groups) else LEARNING_RATE_ALONE
+
+
 OF_ALL = {"optimizer": "rule", "batch": "batch", "clip": "clip"}  # what a PlanOptimizer has for all its groups
 
 
@@ -64,7 +71,7 @@ class Groups:
             raise LoopwrightError(f"{type(optimizer).__name__} has no parameters to steer")
         self.optimizer = optimizer
         self.whole = optimizer if isinstance(optimizer, PlanOptimizer) else None  # it can do all that a plan can
-        self.means = MEANS.get(type(optimizer).__name__, LEARNING_RATE_ALONE)
+        self.means = _find_means(optimizer)
         self.settable = self._find_settable()
         self._remember_ratios()
 
@@ -99,6 +106,11 @@ class Groups:
     def parameters(self) -> list[torch.Tensor]:
         """All that are updated, in the order of the groups."""
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first of them is."""
+        return self.parameters[0].device
 
     def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The optimizer's average of the gradients of each; zeros where it has none yet."""

@@ -1,5 +1,6 @@
 """What a chosen plan is held to: what there is to steer, the user's limits, the first of several processes."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -7,18 +8,29 @@ import torch
 from torch import distributed
 from torch.optim import Optimizer
 
+from loopwright.envs.loop.checks import check_kind
 from loopwright.envs.loop.errors import LoopwrightError
-from loopwright.envs.loop.plan import PLAN_FIELDS
+from loopwright.envs.loop.knobs import Knob
+from loopwright.envs.loop.plan import CHOICES, PLAN_FIELDS, check_field
+
+Limits = dict[str, tuple[float, float]]
 
 
-def check_limits(limits: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """A copy. Raises ``LoopwrightError`` for what is no field of a plan, and for a range without anything in it."""
-    for field, (low, high) in limits.items():
+def check_limits(limits: Mapping[str, tuple[float, float]]) -> Limits:
+    """A copy. Raises ``LoopwrightError`` for what is no field of a plan, or no range of what that can be."""
+    check_kind("limits", limits, Mapping, 'a mapping such as {"learning_rate": (1e-5, 1e-1)}')
+    for field, limit in limits.items():
         if field not in PLAN_FIELDS:
             raise LoopwrightError(f"limits are for fields of a plan: {', '.join(PLAN_FIELDS)}; got {field!r}")
+        if not (isinstance(limit, Sequence) and len(limit) == 2 and all(isinstance(end, int | float) for end in limit)):
+            raise LoopwrightError(f"limits of {field} must be two numbers, (low, high); got {limit!r}")
+        low, high = limit
         if not low <= high:
             raise LoopwrightError(f"limits of {field} must be (low, high); got {(low, high)}")
-    return dict(limits)
+        for end in limit:
+            if field not in CHOICES and math.isfinite(end) and not end == low <= 0:
+                check_field(field, end)
+    return {field: (float(low), float(high)) for field, (low, high) in limits.items()}
 
 
 def keep_within(chosen: Mapping[str, float], limits: Mapping[str, tuple[float, float]]) -> dict[str, float]:
@@ -32,22 +44,37 @@ def is_held(field: str, limits: Mapping[str, tuple[float, float]]) -> bool:
     return field in limits and limits[field][0] == limits[field][1]
 
 
-def say_what_is_off(optimizer: Optimizer, knobs: Sequence[str]) -> None:
-    """Warn of ``knobs`` that have no counterpart in the optimizer."""
-    if knobs:
+def say_what_is_off(optimizer: Optimizer, knobs: Sequence[Knob], steered: Sequence[bool], limits: Limits) -> None:
+    """Warn of ``knobs`` that have no counterpart in the optimizer, unless ``limits`` hold them anyway."""
+    off = [k.name for k, on in zip(knobs, steered, strict=True) if not on and not is_held(k.field, limits)]
+    if off:
         kind = type(optimizer).__name__
-        warnings.warn(f"{kind} has nothing for the policy's {', '.join(knobs)}: left as they are", stacklevel=5)
+        warnings.warn(f"{kind} has nothing for the policy's {', '.join(off)}: left as they are", stacklevel=5)
+
+
+def _train_together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def is_first() -> bool:
     """Whether this process is the first, or only one, of those that train together."""
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+    return not _train_together() or distributed.get_rank() == 0
 
 
-def follow_first(chosen: dict[str, float]) -> dict[str, float]:
+def follow_first(chosen: dict[str, float], device: torch.device) -> dict[str, float]:
     """Of several processes that train together the first decides, and the others follow."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _train_together():
         return chosen
-    values = torch.tensor(list(chosen.values()), dtype=torch.float64)
+    values = torch.tensor(list(chosen.values()), dtype=torch.float64, device=device)
     distributed.broadcast(values, 0)
     return dict(zip(chosen, values.tolist(), strict=True))
+
+
+def average_over_processes(numbers: list[float], device: torch.device) -> list[float]:
+    """The mean of each over the processes that train together: what all of them judge by has to be the same."""
+    if not _train_together():
+        return numbers
+    values = torch.tensor(numbers, dtype=torch.float64, device=device)
+    distributed.all_reduce(values)
+    means: list[float] = (values / distributed.get_world_size()).tolist()
+    return means

@@ -4,8 +4,6 @@ Late in a run less changes from one decision to the next, and looking is to cost
 down, which no policy that was trained up to a target had to learn.
 """
 
-from collections.abc import Mapping
-
 from loopwright.envs.loop.checks import check_number
 
 STRETCH = 32  # decisions
@@ -32,24 +30,16 @@ class Cooldown:
 
     The policy does not see it: it would lead the learning rate up again.
 
-    Attributes:
-        level: what the learning rate stands at, as a share of what the policy has chosen.
-
     Raises ``LoopwrightError`` for a share that is none.
     """
 
     def __init__(self, steps: int | None, share: float) -> None:
         check_number("cooldown", share, "be from 0 to 1", 0, 1)
-        self.level = 1.0
         self._steps, self._share = steps, share
 
-    def step(self, iterations: int, every: int) -> float:
-        """The level for the next ``every`` iterations after so many."""
-        if self._steps is not None and self._share:
-            left = 1 - (iterations + every / 2) / self._steps
-            self.level = min(1.0, max(LEAST_LEVEL, left / self._share))
-        return self.level
-
-    def undo(self, plan: Mapping[str, float]) -> dict[str, float]:
-        """A plan that holds, as the policy has chosen it."""
-        return {**plan, "learning_rate": plan["learning_rate"] / self.level}
+    def find_level(self, iterations: int, every: int) -> float:
+        """What the learning rate is multiplied by for the next ``every`` iterations after so many."""
+        if self._steps is None or not self._share:
+            return 1.0
+        left = 1 - (iterations + every / 2) / self._steps
+        return min(1.0, max(LEAST_LEVEL, left / self._share))

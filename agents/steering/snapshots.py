@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from loopwright.envs.loop.errors import LoopwrightError
 
 SlotFunction = Callable[[int], None]
+COUNTED = ("product1", "product2", "gathered")  # what the groups of a PlanOptimizer hold that is state, not a setting
 
 
 class LoopSnapshot:
@@ -23,6 +24,7 @@ class LoopSnapshot:
         self._optimizer, self._buffers = optimizer, list(buffers)
         self._weights: list[torch.Tensor] = []
         self._state: list[dict[str, Any]] = []
+        self._counted: list[dict[str, Any]] = []
 
     @property
     def _parameters(self) -> list[torch.Tensor]:
@@ -39,6 +41,8 @@ class LoopSnapshot:
         for weight, kept, p in zip(self._weights, self._state, parameters, strict=True):
             weight.copy_(p)
             _copy_state(self._optimizer.state.get(p, {}), kept)
+        groups = self._optimizer.param_groups
+        self._counted = [{name: group[name] for name in COUNTED if name in group} for group in groups]
 
     @torch.no_grad()
     def restore(self, chosen: bool) -> None:
@@ -49,12 +53,15 @@ class LoopSnapshot:
             p.copy_(weight)
             if kept or p in self._optimizer.state:
                 _copy_state(kept, self._optimizer.state[p])
+        for group, counted in zip(self._optimizer.param_groups, self._counted, strict=False):
+            group.update(counted)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights, "state": self._state}
+        return {"weights": self._weights, "state": self._state, "counted": self._counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._weights, self._state = list(state["weights"]), list(state["state"])
+        self._counted = list(state["counted"])
 
 
 def _copy_state(source: dict[str, Any], target: dict[str, Any]) -> None:
@@ -66,6 +73,25 @@ def _copy_state(source: dict[str, Any], target: dict[str, Any]) -> None:
             target[name].copy_(value)
         else:
             target[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
+class OwnSettings:
+    """What a user has set the groups of an optimizer to, to be given back; a learning rate may be a tensor."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.groups = [
+            {name: copy.deepcopy(value) for name, value in group.items() if name not in ("params", *COUNTED)}
+            for group in optimizer.param_groups
+        ]
+
+    def give_back(self, optimizer: Optimizer) -> None:
+        """Set them again. Groups that came later stay as they are."""
+        for group, own in zip(optimizer.param_groups, self.groups, strict=False):
+            for name, value in own.items():
+                if isinstance(value, torch.Tensor) and isinstance(group[name], torch.Tensor):
+                    group[name].copy_(value)
+                else:
+                    group[name] = value
 
 
 class OwnSnapshot:

@@ -17,18 +17,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.closure import arrive_after_closure
-from loopwright.agents.steering.defaults import find_limits, name_policy
+from loopwright.agents.steering.defaults import choose_policy
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import check_limits, follow_first, is_held, keep_within, say_what_is_off
+from loopwright.agents.steering.limits import average_over_processes, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
-from loopwright.agents.steering.pace import COOLDOWN, Cooldown, find_spacing
+from loopwright.agents.steering.pace import COOLDOWN, find_spacing
 from loopwright.agents.steering.record import SteeringRecord
-from loopwright.agents.steering.snapshots import SlotFunction, make_slots
+from loopwright.agents.steering.restraint import Restraint
+from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
@@ -42,6 +42,7 @@ from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summar
 
 UNHEARD = 1000  # losses without an update: more than anybody accumulates, or a GradScaler skips
 _ATTACHED = "_loopwright_steering"
+_Plan = dict[str, float]  # the fields of one, as numbers
 
 
 class Steering:
@@ -59,8 +60,8 @@ class Steering:
         samples, batch_size: how many different samples there are to train on, and how many an update reads; the
             policy then knows how often it has seen them. None where that is not known.
         clip: threshold on the norm of the gradient to begin with; leave clipping to the steering.
-        limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``; None
-            takes those of ``defaults.find_limits``, {} none.
+        limits: lowest and highest value of a field of the plan, such as ``{"learning_rate": (1e-5, 1e-1)}``, beside
+            those of ``defaults.find_limits``; {} frees all.
         guard: how often a run that diverges is brought back before the user's own settings take over; 0 is off.
         model: whose buffers (batch norm) are brought back and averaged with the weights; None leaves them alone.
         snapshots: functions that save and restore all that is trained, in slot 0 or 1; None keeps two copies of weights
@@ -104,17 +105,16 @@ class Steering:
         if hasattr(optimizer, _ATTACHED):
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
         self.groups = Groups(optimizer)
-        self.policy = policy if isinstance(policy, Policy) else load_policy(policy or name_policy(self.groups))
+        self.policy = choose_policy(policy, self.groups)
         settings = self.policy.training.get("settings", {})
         self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
         self.steps, self.advise = steps, advise
-        self._cooldown = Cooldown(steps, cooldown)
-        self._own = [dict(group) | {"params": None} for group in optimizer.param_groups]
+        self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        moved = [knob.field for knob in self.policy.knobs.knobs]
-        self.limits = find_limits(self.groups, self.plan, moved) if limits is None else check_limits(limits)
+        self._restraint = Restraint(limits, [knob.field for knob in self.policy.knobs.knobs], steps, cooldown)
+        self._restraint.meet(self.groups, self.plan)
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._loader: SteeredLoader | None = None
@@ -150,6 +150,12 @@ class Steering:
         if self.groups.whole is not None:
             self._hooks.append(self.groups.whole.register_update_hook(self._look_at_update))
 
+    def _meet_groups(self) -> None:
+        """Take in the optimizer's groups, where others have come."""
+        if len(self.groups.optimizer.param_groups) != self.groups.count:
+            self.groups = Groups(self.groups.optimizer)
+            self._restraint.meet(self.groups, self.plan)
+
     def _find_steered(self) -> list[bool]:
         """Of each knob of the policy, whether there is something it moves."""
         loaded = set() if self._loader is None else self._loader.fields
@@ -174,7 +180,7 @@ class Steering:
             return
         if self._loader is not None:
             self._loader.take_losses(torch.as_tensor(loss))
-        loss = loss if isinstance(loss, torch.Tensor) else torch.tensor(float(loss))
+        loss = torch.as_tensor(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
         if self._ticks >= self.every:
             self._decide()
@@ -222,11 +228,12 @@ class Steering:
 
     def _begin_prices(self, prices: Mapping[str, float] | str | None) -> None:
         self.prices: dict[str, float] | None = None
-        self._stopwatch = make_stopwatch(prices, self.groups.means.rule, self.groups.parameters[0].device)
-        if isinstance(prices, Mapping):
-            self._tell_prices(prices)
+        self._stopwatch = make_stopwatch(prices, self.groups.means.rule, self.groups.device)
+        self._tell_prices(prices if isinstance(prices, Mapping) else None)
 
-    def _tell_prices(self, prices: Mapping[str, float]) -> None:
+    def _tell_prices(self, prices: Mapping[str, float] | None) -> None:
+        if prices is None:
+            return
         check_prices(prices, OPTIMIZERS)
         self.prices, self._stopwatch = dict(prices), None
         self._observer.tell_prices(self.prices)
@@ -255,13 +262,10 @@ class Steering:
 
     def _prepare(self, optimizer: Optimizer) -> None:
         """Measure and clip what the optimizer is about to use."""
-        if len(optimizer.param_groups) != self.groups.count:
-            self.groups = Groups(optimizer)
+        self._meet_groups()
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
-            steered = zip(self.policy.knobs.knobs, self._steered, strict=True)
-            off = [k.name for k, on in steered if not on and not is_held(k.field, self.limits)]
-            say_what_is_off(optimizer, off)
+            say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered, self._restraint.limits)
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
@@ -299,37 +303,37 @@ class Steering:
     # Between updates
 
     def _decide(self) -> None:
-        losses = read_numbers(self._losses)
+        self._meet_groups()
+        losses = average_over_processes(read_numbers(self._losses), self.groups.device)
         count, squares = float(len(losses)), sum(loss * loss for loss in losses)
         sums = [count, count, sum(losses), squares, float(self._count)]
         statistics = Statistics(np.array(sums)[:, None], self._watch.read())
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
-        verdict = self._guarded(statistics, telemetry, found, losses[0])
+        verdict = self._guarded(statistics, telemetry, found, losses)
         self.decisions += 1
         if self._stopwatch is not None:
             seconds = None if self.groups.whole is None else self.groups.whole.time_rules()
-            prices = self._stopwatch.read_prices(seconds)
-            if prices is not None:
-                self._tell_prices(prices)
+            self._tell_prices(self._stopwatch.read_prices(seconds))
         if self.stopped is None:
             self._seen = self._observe(telemetry, restored=verdict != FINE, plan=found)
             self._turn(found, telemetry, verdict)
         self._begin_decision()
 
-    def _turn(self, found: dict[str, float], telemetry: Telemetry | None, verdict: int) -> None:
+    def _turn(self, found: _Plan, telemetry: Telemetry | None, verdict: int) -> None:
         """Choose a plan by what is seen, and set it."""
-        chosen = follow_first(self._choose(found))
+        chosen = self._restraint.hold(self._choose(found), self.iterations, self.every, self.groups.device)
         self._record.write(self._seen, found, chosen, telemetry, VERDICTS[verdict])
         self.plan = chosen
         if not self.advise:
             self.groups.write(chosen)
+            self._restraint.take_force()
 
-    def _guarded(self, statistics: Statistics, telemetry: Telemetry, found: dict[str, float], first: float) -> int:
+    def _guarded(self, statistics: Statistics, telemetry: Telemetry, found: _Plan, losses: list[float]) -> int:
         """The guard's verdict; what it restores is restored, and the learning rate in ``found`` lowered."""
         if self._guard is None or self.advise:
             return FINE
-        verdict, given_up = self._guard.watch(statistics, telemetry, found, first)
+        verdict, given_up = self._guard.watch(statistics, telemetry, found, losses)
         if verdict != FINE:
             found["learning_rate"] *= self._guard.rate_factor
             self._average.weights = []
@@ -340,8 +344,7 @@ class Steering:
     def _fall_back(self, reason: str) -> None:
         """The user's own settings again, and no further decisions."""
         self.stopped = reason
-        for group, own in zip(self.groups.optimizer.param_groups, self._own, strict=False):
-            group.update({name: value for name, value in own.items() if name != "params"})
+        self._own.give_back(self.groups.optimizer)
         warnings.warn(f"steering has stopped: {reason}; the optimizer has its own settings again", stacklevel=4)
 
     def _observe(
@@ -351,18 +354,16 @@ class Steering:
         guard_left = 0.0 if self._guard is None else self._guard.left
         control = math.nan if self._control is None else self._control
         reading = Reading(
-            telemetry, control, self._cooldown.undo(plan or self.plan), left, telemetry is not None, restored,
+            telemetry, control, self._restraint.undo(plan or self.plan), left, telemetry is not None, restored,
             guard_left, float(self.iterations * self._context.microbatch),
         )  # fmt: skip
         return self._observer.observe(reading)
 
-    def _choose(self, found: dict[str, float]) -> dict[str, float]:
+    def _choose(self, found: _Plan) -> _Plan:
         wanted = self.policy.steps(self._seen, self._memory)[0].tolist()
         steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
-        chosen = self.policy.knobs.move_fields(steps, self._cooldown.undo(found), self._observer.arithmetic, ratio)
-        chosen["learning_rate"] *= self._cooldown.step(self.iterations, self.every)
-        return keep_within(chosen, self.limits)
+        return self.policy.knobs.move_fields(steps, self._restraint.undo(found), self._observer.arithmetic, ratio)
 
     # Going on after an interruption
 
@@ -371,19 +372,19 @@ class Steering:
         return {
             "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates,
             "count": self._count, "ticks": self._ticks, "prices": self.prices,
-            "begun": self._begun, "own": self._own, "stopped": self.stopped, "control": self._control,
+            "begun": self._begun, "own": self._own.groups, "stopped": self.stopped, "control": self._control,
             "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
             "observer": save_memory(self._observer, ("arithmetic", "_xp")),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
-            "memory": None if self._memory is None else self._memory.tolist(), "level": self._cooldown.level,
+            "memory": None if self._memory is None else self._memory.tolist(), "level": self._restraint.level,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the model and the optimizer have been brought back already."""
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
-        self._begun, self._own, self._cooldown.level = state["begun"], list(state["own"]), state["level"]
+        self._begun, self._own.groups, self._restraint.level = state["begun"], list(state["own"]), state["level"]
         self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
         self._ticks, self.iterations = state["ticks"], state["iterations"]
         self._record.go_back(self.decisions if self._begun else -1)
@@ -395,6 +396,5 @@ class Steering:
             self._guard.load_state_dict(state["guard"])
         if self._loader is not None and state["loader"] is not None:
             self._loader.load_state_dict(state["loader"])
-        if state["prices"] is not None:
-            self._tell_prices(state["prices"])
+        self._tell_prices(state["prices"])
         self._watch.load_state_dict(state["probe"], list(self.groups.parameters))

@@ -79,14 +79,8 @@ class LoopPlan:
                 raise LoopwrightError(
                     f"{name} must be one of {', '.join(choices)}; got {say_value(getattr(self, name))}"
                 )
-        for name, (accepted, holds) in _ACCEPTED.items():
-            value = getattr(self, name)
-            try:
-                fine = bool(holds(value))
-            except (TypeError, ValueError, OverflowError):  # text, arrays, numbers without end
-                fine = False
-            if not fine:
-                raise LoopwrightError(f"{name} must be {accepted}; got {say_value(value)}")
+        for name in _ACCEPTED:
+            check_field(name, getattr(self, name))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,6 +132,17 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 PLAN_FIELDS = tuple(field.name for field in fields(LoopPlan))
 ROW = {name: row for row, name in enumerate(PLAN_FIELDS)}
+
+
+def check_field(name: str, value: Any) -> None:
+    """Raise ``LoopwrightError`` unless ``value`` is one that the field of that name, no choice, can have."""
+    accepted, holds = _ACCEPTED[name]
+    try:
+        fine = bool(holds(value))
+    except (TypeError, ValueError, OverflowError):  # text, arrays, numbers without end
+        fine = False
+    if not fine:
+        raise LoopwrightError(f"{name} must be {accepted}; got {say_value(value)}")
 
 
 def stack_plans(plans: Sequence[LoopPlan], dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from loopwright.agents.controllers.bundle import load_policy
@@ -117,7 +118,10 @@ def check_resuming(cwd: Path, options: tuple[str, ...]) -> None:
 def test_an_ensemble_is_a_bundle_like_any_other(loopwright: Command, tmp_path: Path) -> None:
     made = loopwright("ensemble", "core", "core", "--into", "twice.safetensors", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    assert load_policy(tmp_path / "twice.safetensors").knobs.name == load_policy("core").knobs.name
+    twice, once = load_policy(tmp_path / "twice.safetensors"), load_policy("core")
+    assert [member["sha256"] for member in twice.training["members"]] == [once.fingerprint] * 2
+    seen = np.random.default_rng(0).normal(size=(8, once.features)).astype(np.float32)
+    np.testing.assert_allclose(twice.act(seen), once.act(seen))
 
 
 def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_path: Path) -> None:

@@ -73,13 +73,18 @@ class HuggingFaceSteering(TrainerCallback):
             self._loss.add(found[0] if isinstance(found, tuple) else found)
         return found
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.steering is not None:  # the schedule has its step next, and would set its own rate
+            keep_rate(kwargs.get("lr_scheduler"), self.steering)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.steering is None:
             return
         self.steering.step(self._loss.take())
         if self.steering.decisions > self._reported:
             self._reported = self.steering.decisions
-            keep_rate(kwargs.get("lr_scheduler"), self.steering)
             self.trainer.log(describe_plan(self.steering))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

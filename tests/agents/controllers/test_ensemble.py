@@ -10,6 +10,7 @@ import torch
 from loopwright.agents.controllers.bundle import load_policy, save_policy
 from loopwright.agents.controllers.ensemble import make_ensemble
 from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.judging.entrants import describe_method
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
@@ -58,6 +59,30 @@ def test_the_card_says_what_they_have_in_common_and_what_not() -> None:
     }  # fmt: skip
 
 
+def test_what_all_have_counts_for_each_and_settings_are_compared_one_by_one() -> None:
+    settings = {"ticks_per_decision": 32, "guard": 3}
+    trainings = [{"decisions": 100, "settings": settings | {"guard": guard}} for guard in (3, 5)]
+    members = [replace(make_policy(seed), training=training) for seed, training in enumerate(trainings)]
+    made = make_ensemble(members).training
+    assert made["settings"] == {"ticks_per_decision": 32}
+    assert made["decisions"] == 200
+    assert [member["decisions"] for member in made["members"]] == [100, 100]
+    assert [member["settings"] for member in made["members"]] == [{"guard": 3}, {"guard": 5}]
+
+
+def test_ensembles_of_other_seeds_are_trainings_of_one_method() -> None:
+    first, second = (make_ensemble([make_policy(seed), make_policy(seed + 1)]) for seed in (0, 2))
+    alike = replace(second, training=second.training | {"decisions": first.training["decisions"]})
+    assert describe_method(first) == describe_method(alike)
+
+
+def test_one_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    large = make_ensemble([make_policy(seed, (1500, 1500)) for seed in range(3)])
+    with pytest.raises(LoopwrightError, match="at most 67108864 would be read again"):
+        save_policy(large, tmp_path / "large.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_members_stay_as_they_are() -> None:
     members = [make_policy(seed) for seed in range(2)]
     before, training = [member.weights for member in members], [dict(member.training) for member in members]
@@ -75,6 +100,14 @@ def test_the_members_stay_as_they_are() -> None:
         (make_policy(1, (8,)), "policy 2 has number of layers 2, the first 3"),
         (replace(make_policy(1), start=LoopPlan(batch=4)), "policy 2 has start"),
         (replace(make_policy(1), knobs=KnobSet("lr+clip")), "policy 2 has knobs 'lr.clip', the first 'lr.momentum'"),
+        (
+            replace(make_policy(1), training={"settings": {"ticks_per_decision": 32}}),
+            "policy 2 has ticks per decision 32, the first None",
+        ),
+        (
+            replace(make_policy(1), network=build_network([FEATURES + 1, 8, 6, 10], "tanh")),
+            f"policy 2 has number of features {FEATURES + 1}, the first {FEATURES}",
+        ),
         (replace(make_policy(1), lstm=torch.nn.LSTM(FEATURES, 4)), "LSTM"),
     ],
 )
