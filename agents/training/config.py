@@ -33,18 +33,15 @@ GAMMA = 0.995
 # What ``loopwright train --preset`` stands for: the trainings of shipped policies, and of what they are judged beside.
 _LONG: dict[str, Any] = {"suite": "train", "steps": 2_000_000, "lanes": 512, "options": {"n_steps": 16}}
 _FIXED_RATE: dict[str, Any] = {**_LONG, "rate_spread": 0.5, "fields_spread": 0.1}  # there is no knob for it
+# What torch's AdamW has, and averaged weights; some runs are as a user's loop has them.
+_OF_ADAMW = "lr+momentum+second_momentum+weight_decay+average"
+_VARIED: dict[str, Any] = {
+    **_LONG, "suite": "varied", "start": "averaged AdamW", "open_runs": 0.25, "plain_runs": 0.25, "steps": 1_000_000,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
-    **{knobs: {**_LONG, "knobs": knobs} for knobs in ("all", "core", "lr")},
-    # What torch's AdamW has, and averaged weights; some runs are as a user's loop has them.
-    "adamw": {
-        **_LONG,
-        "knobs": "lr+momentum+second_momentum+weight_decay+average",
-        "suite": "varied",
-        "start": "averaged AdamW",
-        "open_runs": 0.25,
-        "plain_runs": 0.25,
-        "steps": 1_000_000,
-    },
+    **{knobs: {**_LONG, "knobs": knobs} for knobs in ("core", "lr")},
+    "adamw": {**_VARIED, "knobs": _OF_ADAMW},
+    "all": {**_VARIED, "knobs": f"{_OF_ADAMW}+optimizer"},
     # From the best constant of their own knobs: what is left to win is what steering them wins.
     "lr-momentum": {
         **_LONG,
