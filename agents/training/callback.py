@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from loopwright.agents.training.checkpoint import CHECKPOINT, write_checkpoint
 from loopwright.agents.training.config import TrainingConfig
+from loopwright.agents.training.warm_start import CRITIC_ALONE, let_learn
 
 
 class TrainingCallback(BaseCallback):
@@ -71,6 +72,9 @@ class TrainingCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        if self.config.begin_with and isinstance(self.model, OnPolicyAlgorithm):
+            rollouts = self.num_timesteps / (self.model.n_steps * self.config.lanes)
+            let_learn(self.model, actor=rollouts > CRITIC_ALONE)
         if self._recent:
             returns, hits, _ = np.array(self._recent, dtype=float).T
             for place, ended in (("episode", self._recent), *self._by_family.items()):

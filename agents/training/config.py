@@ -25,6 +25,7 @@ KINDS = {
     **dict.fromkeys(FLAT_ONLY, ("flat",)),
     "MaskablePPO": ("discrete", "flat"),
 }
+BEGINNERS = ("PPO", "MaskablePPO", "A2C", "TRPO")  # that can begin with a saved policy: on-policy, without memory
 # Algorithms of these libraries whose policies no bundle can hold.
 REFUSED = {
     "CrossQ": "its actor has batch normalisation, and a bundle linear layers",
@@ -110,6 +111,8 @@ class TrainingConfig:
     hidden: tuple[str, ...] = ()
     """Features that the policy never sees, for ablations: names, beginnings of names with a "*" at the end, or
     "feedback" (all but budget and decisions), "context" (sizes, passes), "prices"."""
+    begin_with: str = ""
+    """Saved policy, or name of one that comes along, that the training goes on from; knobs may be others."""
     seed: int = 0
     """Of the agent and of the tasks it draws."""
     checkpoint_every: int = 100_000
@@ -126,6 +129,9 @@ class TrainingConfig:
             raise LoopwrightError(f"{self.algorithm} cannot be trained here: {REFUSED[self.algorithm]}")
         if self.algorithm not in (*ALGORITHMS, *CONTRIB_ALGORITHMS):
             raise UnknownNameError("algorithm", self.algorithm, [*ALGORITHMS, *CONTRIB_ALGORITHMS])
+        if self.begin_with and self.algorithm not in BEGINNERS:
+            accepted = ", ".join(BEGINNERS)
+            raise LoopwrightError(f"{self.algorithm} cannot begin with a saved policy; accepted are {accepted}")
         check_whole("steps", self.steps, 1)
         check_whole("lanes", self.lanes, 1, MOST_LANES)
         check_whole("checkpoint_every", self.checkpoint_every, 1)

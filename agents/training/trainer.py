@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 from tqdm import tqdm
 
-from loopwright.agents.controllers.bundle import save_policy
+from loopwright.agents.controllers.bundle import load_policy, save_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
@@ -24,6 +24,7 @@ from loopwright.agents.training.checkpoint import CHECKPOINT, restore_checkpoint
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.agents.training.full_disk import tell_in_a_line
+from loopwright.agents.training.warm_start import shape_as, start_from
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import CheckpointError, LoopwrightError
@@ -99,6 +100,8 @@ def _train(
                "fields_spread": config.fields_spread, "withheld": config.withheld,
                "open_runs": config.open_runs, "plain_runs": config.plain_runs, "hidden": list(config.hidden),
                "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
+    if config.begin_with:
+        trained["begun_with"] = load_policy(config.begin_with).fingerprint
     knobs = KnobSet(config.knobs, config.action_kind)
     hidden = find_hidden(config.hidden)
     policy = extract_policy(model, knobs, get_starting_plan(config.start), trained, hidden)
@@ -153,13 +156,18 @@ def _make_model(config: TrainingConfig, folder: Path, envs: SB3VecEnv) -> BaseAl
     make: Callable[..., BaseAlgorithm] = find_algorithm(config.algorithm)
     own: dict[str, Any] = {"device": "cpu"} if config.algorithm == "ARS" else {"device": "cpu", "gamma": GAMMA}
     # A copy: some algorithms write into the settings of their policy.
-    options = {**own, **get_default_options(config), **copy.deepcopy(config.options)}
+    first = load_policy(config.begin_with) if config.begin_with else None
+    shaped = {} if first is None else shape_as(first)
+    options = {**own, **get_default_options(config), **shaped, **copy.deepcopy(config.options)}
     if isinstance(options.get("learning_rate"), list):
-        first, last = options["learning_rate"]
-        options["learning_rate"] = LinearSchedule(first, last, 1.0)
+        highest, lowest = options["learning_rate"]
+        options["learning_rate"] = LinearSchedule(highest, lowest, 1.0)
     kind = "MlpLstmPolicy" if config.algorithm == "RecurrentPPO" else "MlpPolicy"
     model = make(kind, envs, seed=config.seed, tensorboard_log=str(folder / "tensorboard"), **options)
-    prefer_standing_still(model, KnobSet(config.knobs, config.action_kind))
+    knobs = KnobSet(config.knobs, config.action_kind)
+    prefer_standing_still(model, knobs)
+    if first is not None:
+        start_from(model, first, knobs)
     return model
 
 
