@@ -198,6 +198,8 @@ def _read_array(actions: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[n
         array = np.asarray(actions)
     except (TypeError, ValueError, RuntimeError) as problem:  # ragged, or a tensor that is not on the CPU
         raise InvalidActionError(f"actions are no array of numbers: {say_briefly(problem)}") from problem
+    if array.ndim == 1 and shape == (len(array), 1):  # of one knob, as numbers: so TorchRL gives them
+        array = array[:, None]
     if array.shape != shape:
         raise InvalidActionError(f"actions have shape {array.shape}; this space takes {shape}")
     if array.dtype.kind not in "iuf" or not np.all(np.isfinite(array)):

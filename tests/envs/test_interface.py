@@ -193,6 +193,20 @@ def test_the_modes_of_torch_change_nothing() -> None:
             np.testing.assert_array_equal(one[0], other[0])
 
 
+@pytest.mark.parametrize(("action", "given"), [("discrete", 3), ("discrete", np.int64(3)), ("box", 0.5)])
+def test_the_action_of_one_knob_may_be_a_number(action: str, given: float) -> None:
+    ended = []
+    for form in (given, [given], np.array([given])):
+        env = TrainingLoopEnv(tasks=TASK, knobs="lr", action=action)
+        env.reset(seed=0)
+        ended.append(env.step(form)[4]["plan"])  # type: ignore[arg-type]
+    assert ended[0] == ended[1] == ended[2]
+    with pytest.raises(InvalidActionError, match=r"actions have shape \(1,\); this space takes \(1, 2\)"):
+        KnobSet("lr+clip", action).check([given], 1)
+    with pytest.raises(InvalidActionError, match=r"actions have shape \(2,\); this space takes \(1, 1\)"):
+        KnobSet("lr", action).check([given, given], 1)
+
+
 def test_a_flat_action_moves_one_knob(tmp_path: Path) -> None:
     knobs, whole = KnobSet("lr+clip+rollback", "flat"), KnobSet("lr+clip+rollback")
     assert knobs.outputs == 1 + 6 + 4 + 1
