@@ -17,7 +17,7 @@ from loopwright.agents.controllers.tuned import TUNED_LISTS
 from loopwright.agents.judging.judge import RESULTS, TIMINGS
 from loopwright.agents.judging.parts import PARTS
 from loopwright.agents.judging.report import REPORT
-from loopwright.agents.training.config import TrainingConfig
+from loopwright.agents.training.config import PRESETS, TrainingConfig
 from loopwright.agents.training.trainer import train
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.holding import LOCK, holding_folder
@@ -25,10 +25,11 @@ from loopwright.envs.loop.storage import in_one_line, is_unfinished
 from loopwright.scripts.evaluate import evaluate, provenance, show_evaluation
 from loopwright.scripts.run import compile_where_possible, run
 
-# More lanes and shorter rollouts than a training has by itself: more decisions a second. And AdamW alone, from a start
-# that is good on most tasks: so short a training learns less where it has more to choose from.
+# More lanes and shorter rollouts than a training has by itself: more decisions a second. And the knobs of the policy
+# "adamw", from a start that is good on most tasks: so short a training learns less where it has more to choose from.
 QUICKLY: dict[str, Any] = {
-    "lanes": 256, "options": {"n_steps": 24}, "knobs": "one-rule", "start": "averaged AdamW", "rate_spread": 1.0,
+    "lanes": 256, "options": {"n_steps": 24}, "knobs": PRESETS["adamw"]["knobs"], "start": "averaged AdamW",
+    "rate_spread": 1.0,
 }  # fmt: skip
 
 
