@@ -191,8 +191,7 @@ class Policy(Described):
     @cached_property
     def _parts(self) -> list[slice]:
         """Where the logits of each knob lie among the outputs."""
-        ends = np.cumsum(self.knobs.choices).tolist()
-        return [slice(end - own, end) for own, end in zip(self.knobs.choices, ends, strict=True)]
+        return self.knobs.parts
 
     @cached_property
     def _sizes(self) -> Floats:

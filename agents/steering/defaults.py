@@ -7,7 +7,7 @@ from types import NoneType
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.groups import BETA, LEARNING_RATE_ALONE, Groups
-from loopwright.agents.steering.limits import Limits, check_limits
+from loopwright.agents.steering.limits import Limits
 from loopwright.envs.loop.checks import check_kind
 
 WHOLE_POLICY, ADAM_POLICY, PLAIN_POLICY = "core", "adamw", "lr-clip-average"
@@ -22,13 +22,13 @@ def choose_policy(policy: Policy | Path | str | None, groups: Groups) -> Policy:
     Raises ``LoopwrightError`` for what is none of these, or cannot be read.
     """
     check_kind("policy", policy, (Policy, Path, str, NoneType), "a policy, a path or name of one, or None")
-    if isinstance(policy, Policy):
-        return policy
-    if policy is None and groups.whole is not None:
-        policy = WHOLE_POLICY
-    elif policy is None:
-        policy = ADAM_POLICY if groups.means.momentum == BETA else PLAIN_POLICY
-    return load_policy(policy)
+    return policy if isinstance(policy, Policy) else load_policy(policy or _name_policy(groups))
+
+
+def _name_policy(groups: Groups) -> str:
+    if groups.whole is not None:
+        return WHOLE_POLICY
+    return ADAM_POLICY if groups.means.momentum == BETA else PLAIN_POLICY
 
 
 def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[str]) -> Limits:
@@ -41,11 +41,3 @@ def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[st
     momenta = MOMENTA if groups.means.momentum == BETA else {}
     own = plan["weight_decay"]
     return {field: limit for field, limit in {**momenta, "weight_decay": (own, own)}.items() if field in fields}
-
-
-def choose_limits(
-    given: Mapping[str, tuple[float, float]] | None, groups: Groups, plan: Mapping[str, float], fields: Collection[str]
-) -> Limits:
-    """What a user has ``given``, beside ``find_limits`` of the other fields; {} leaves all of them free."""
-    checked = None if given is None else check_limits(given)
-    return {} if checked == {} else find_limits(groups, plan, fields) | (checked or {})

@@ -57,9 +57,6 @@ def _find_means(optimizer: Optimizer) -> Means:
     return means if all(keys <= group.keys() for group in optimizer.param_groups) else LEARNING_RATE_ALONE
 
 
-OF_ALL = {"optimizer": "rule", "batch": "batch", "clip": "clip"}  # what a PlanOptimizer has for all its groups
-
-
 class Groups:
     """The parameter groups of an optimizer, as fields of a plan.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loopwright.agents.steering.limits import is_first
+from loopwright.agents.steering.processes import is_first
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.ledger import Ledger, read_ledger, read_versions
 from loopwright.envs.loop.observation import name_features

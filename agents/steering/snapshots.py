@@ -68,6 +68,11 @@ def _copy_state(source: dict[str, Any], target: dict[str, Any]) -> None:
     """Make ``target`` what ``source`` is, within the memory of the tensors it has."""
     for name in set(target) - set(source):
         del target[name]
+    _copy_values(source, target)
+
+
+def _copy_values(source: dict[str, Any], target: dict[str, Any]) -> None:
+    """Give ``target`` what is in ``source``, within the memory of the tensors it has."""
     for name, value in source.items():
         if isinstance(value, torch.Tensor) and isinstance(target.get(name), torch.Tensor):
             target[name].copy_(value)
@@ -84,14 +89,11 @@ class OwnSettings:
             for group in optimizer.param_groups
         ]
 
+    @torch.no_grad()
     def give_back(self, optimizer: Optimizer) -> None:
         """Set them again. Groups that came later stay as they are."""
         for group, own in zip(optimizer.param_groups, self.groups, strict=False):
-            for name, value in own.items():
-                if isinstance(value, torch.Tensor) and isinstance(group[name], torch.Tensor):
-                    group[name].copy_(value)
-                else:
-                    group[name] = value
+            _copy_values(own, group)
 
 
 class OwnSnapshot:

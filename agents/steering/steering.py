@@ -22,10 +22,10 @@ from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.closure import arrive_after_closure
 from loopwright.agents.steering.defaults import choose_policy
 from loopwright.agents.steering.groups import Groups
-from loopwright.agents.steering.limits import average_over_processes, say_what_is_off
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
 from loopwright.agents.steering.pace import COOLDOWN, find_spacing
+from loopwright.agents.steering.processes import average_over_processes
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
 from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
@@ -178,9 +178,9 @@ class Steering:
             raise LoopwrightError("step() needs the loss of the batch: steering.step(loss)")
         if self.stopped is not None:
             return
-        if self._loader is not None:
-            self._loader.take_losses(torch.as_tensor(loss))
         loss = torch.as_tensor(loss)
+        if self._loader is not None:
+            self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
         if self._ticks >= self.every:
             self._decide()
@@ -265,7 +265,7 @@ class Steering:
         self._meet_groups()
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
-            say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered, self._restraint.limits)
+            self._restraint.say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered)
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from loopwright.agents.training.checkpoint import CHECKPOINT, restore_checkpoint
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.agents.training.full_disk import tell_in_a_line
-from loopwright.agents.training.warm_start import shape_as, start_from
+from loopwright.agents.training.warm_start import find_still_logit, shape_as, start_from
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import CheckpointError, LoopwrightError
@@ -78,6 +77,7 @@ def _train(
     if settings.compile and show_progress:
         tqdm.write("compiling the inner loop (half a minute, less the next time)")
     envs = _make_envs(config, settings)
+    begun = {"begun_with": load_policy(config.begin_with).fingerprint} if config.begin_with else {}
     model = _load_model(config, folder, envs) if resume else _make_model(config, folder, envs)
     callback = TrainingCallback(folder, config, show_progress)
     callback.init_callback(model)
@@ -99,9 +99,7 @@ def _train(
     trained = {"seed": config.seed, "suite": config.suite, "rate_spread": config.rate_spread,
                "fields_spread": config.fields_spread, "withheld": config.withheld,
                "open_runs": config.open_runs, "plain_runs": config.plain_runs, "hidden": list(config.hidden),
-               "options": json.loads(json.dumps(config.options)), "settings": made}  # fmt: skip
-    if config.begin_with:
-        trained["begun_with"] = load_policy(config.begin_with).fingerprint
+               "options": json.loads(json.dumps(config.options)), "settings": made, **begun}  # fmt: skip
     knobs = KnobSet(config.knobs, config.action_kind)
     hidden = find_hidden(config.hidden)
     policy = extract_policy(model, knobs, get_starting_plan(config.start), trained, hidden)
@@ -180,13 +178,9 @@ def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
     action_net = getattr(model.policy, "action_net", None)
     if knobs.action == "box" or not isinstance(action_net, nn.Linear):
         return
-    odds = STANDING_STILL / (1 - STANDING_STILL)
     with torch.no_grad():
         if knobs.action == "flat":
-            action_net.bias[0] += math.log(odds * (knobs.outputs - 1))
+            action_net.bias[0] += find_still_logit(knobs.outputs, STANDING_STILL)
         else:
-            start = 0
-            for knob in knobs.knobs:
-                others = len(knob.steps) - 1
-                action_net.bias[start + knob.still] += math.log(odds * others)
-                start += len(knob.steps)
+            for knob, part in zip(knobs.knobs, knobs.parts, strict=True):
+                action_net.bias[part][knob.still] += find_still_logit(len(knob.steps), STANDING_STILL)

@@ -20,6 +20,11 @@ CRITIC_ALONE = 8  # rollouts
 NEW_STANDING_STILL = 0.97  # chance with which a knob that the policy lacks is left alone, at first
 
 
+def find_still_logit(choices: int, chance: float) -> float:
+    """The logit with which one of so many choices, the others at 0, is taken with this ``chance``."""
+    return math.log(chance / (1 - chance) * (choices - 1))
+
+
 def shape_as(policy: Policy) -> dict[str, Any]:
     """Options of an algorithm whose actor is to have the network of a ``policy``."""
     card = policy.describe()
@@ -44,10 +49,7 @@ def change_knobs(policy: Policy, knobs: KnobSet) -> Policy:
             f"only a policy of discrete actions can be given other knobs; it has {policy.knobs.action}, wanted is "
             f"{knobs.action}"
         )
-    known, begin = {}, 0
-    for knob in policy.knobs.knobs:
-        known[knob.name] = slice(begin, begin + len(knob.steps))
-        begin += len(knob.steps)
+    known = {knob.name: part for knob, part in zip(policy.knobs.knobs, policy.knobs.parts, strict=True)}
     if not known.keys() & {knob.name for knob in knobs.knobs}:
         raise LoopwrightError(f"a policy of {policy.knobs.name} knows none of the knobs {knobs.name}")
     *layers, last = policy.network
@@ -58,10 +60,9 @@ def change_knobs(policy: Policy, knobs: KnobSet) -> Policy:
             weights.append(last.weight[known[knob.name]])
             biases.append(last.bias[known[knob.name]])
         else:
-            odds = NEW_STANDING_STILL / (1 - NEW_STANDING_STILL)
-            still = [math.log(odds * (len(knob.steps) - 1)) if step == 0 else 0.0 for step in knob.steps]
             weights.append(torch.zeros(len(knob.steps), last.in_features))
-            biases.append(torch.tensor(still))
+            biases.append(torch.zeros(len(knob.steps)))
+            biases[-1][knob.still] = find_still_logit(len(knob.steps), NEW_STANDING_STILL)
     head = nn.Linear(last.in_features, knobs.outputs)
     head.load_state_dict({"weight": torch.cat(weights).detach(), "bias": torch.cat(biases).detach()})
     return replace(policy, knobs=knobs, network=nn.Sequential(*layers, head))

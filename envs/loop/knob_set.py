@@ -85,6 +85,12 @@ class KnobSet:
             moves += [[*still[:column], own, *still[column + 1 :]] for own in range(len(knob.steps)) if knob.steps[own]]
         return np.array(moves)
 
+    @property
+    def parts(self) -> list[slice]:
+        """Where the choices of each knob lie, knob after knob."""
+        ends = np.cumsum(self.choices).tolist()
+        return [slice(end - own, end) for own, end in zip(self.choices, ends, strict=True)]
+
     def sample(self, rng: np.random.Generator) -> npt.NDArray[np.generic]:
         """An action ``[knobs]`` drawn uniformly, as ``check`` gives it."""
         if self.action == "box":
