@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a controller on a suite",
     "rllib": "train a controller with Ray's RLlib",
     "ensemble": "put several trainings together as one policy",
+    "switch": "make one policy of two, of which a feature says which acts",
     "evaluate": "evaluate saved policies against what people would use instead",
     "compare": "compare two methods whose runs are on record",
     "scaling": "say how an evaluation would be divided among many workers",

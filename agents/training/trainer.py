@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy, save_policy
+from loopwright.agents.controllers.other_knobs import find_still_logit
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
@@ -23,7 +24,7 @@ from loopwright.agents.training.checkpoint import CHECKPOINT, restore_checkpoint
 from loopwright.agents.training.config import GAMMA, TrainingConfig, find_algorithm, find_hidden, get_default_options
 from loopwright.agents.training.extraction import extract_policy
 from loopwright.agents.training.full_disk import tell_in_a_line
-from loopwright.agents.training.warm_start import find_still_logit, shape_as, start_from
+from loopwright.agents.training.warm_start import shape_as, start_from
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import CheckpointError, LoopwrightError

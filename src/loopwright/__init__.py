@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loopwright.agents.controllers.ensemble import make_ensemble
     from loopwright.agents.controllers.hub import load_from_hub, push_to_hub
     from loopwright.agents.controllers.policy import Policy
+    from loopwright.agents.controllers.switch import make_switch
     from loopwright.agents.controllers.tuned import load_competitors
     from loopwright.agents.judging.judge import judge
     from loopwright.agents.judging.runner import run_controller
@@ -49,6 +50,7 @@ _MODULES = {
     "agents.controllers.ensemble": ("make_ensemble",),
     "agents.controllers.hub": ("load_from_hub", "push_to_hub"),
     "agents.controllers.policy": ("Policy",),
+    "agents.controllers.switch": ("make_switch",),
     "agents.controllers.tuned": ("load_competitors",),
     "agents.judging.judge": ("judge",),
     "agents.steering.callbacks.huggingface": ("HuggingFaceSteering",),
@@ -129,6 +131,7 @@ __all__ = [
     "load_from_hub",
     "load_policy",
     "make_ensemble",
+    "make_switch",
     "make_task",
     "measure_prices",
     "optimizer",

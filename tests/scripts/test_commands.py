@@ -124,6 +124,14 @@ def test_an_ensemble_is_a_bundle_like_any_other(loopwright: Command, tmp_path: P
     np.testing.assert_allclose(twice.act(seen), once.act(seen))
 
 
+def test_a_switch_is_a_bundle_like_any_other(loopwright: Command, tmp_path: Path) -> None:
+    made = loopwright("switch", "core", "adamw", "--feature", "passes", "--at", "1.5", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    switch = load_policy(tmp_path / "runs/switch.safetensors")
+    assert switch.training["switch"] == {"feature": "passes", "threshold": 1.5}
+    assert switch.start == load_policy("adamw").start
+
+
 def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_path: Path) -> None:
     for arguments, message in (
         (("evaluate", "nothing.safetensors"), "no bundle at nothing.safetensors"),
@@ -131,6 +139,7 @@ def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_pat
         (("train", "--preset", "best"), "unknown preset 'best'"),
         (("tune", "--kinds", "nobody"), "unknown competitor 'nobody'"),
         (("ensemble", "core", "adamw"), "policy 2 has knobs 'lr+"),
+        (("switch", "adamw", "core"), "moves clip, batch, optimizer, which the one below it"),
     ):
         failed = loopwright(*arguments, cwd=tmp_path)
         assert failed.returncode == 2

@@ -8,9 +8,10 @@ import torch
 from test_training import QUICK, SMALL_PPO, TINY
 
 from loopwright.agents.controllers.bundle import load_policy
+from loopwright.agents.controllers.other_knobs import change_knobs
 from loopwright.agents.training.config import TrainingConfig
 from loopwright.agents.training.trainer import train
-from loopwright.agents.training.warm_start import CRITIC_ALONE, NEW_STANDING_STILL, change_knobs
+from loopwright.agents.training.warm_start import CRITIC_ALONE, NEW_STANDING_STILL
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 
@@ -19,7 +20,7 @@ NARROW = {**SMALL_PPO, "policy_kwargs": {"net_arch": [64]}}
 
 def test_shared_knobs_move_as_before_and_new_ones_stand_still() -> None:
     policy, knobs = load_policy("core"), KnobSet("echo+momentum+lr")
-    changed = change_knobs(policy, knobs)
+    changed = change_knobs(policy, knobs, NEW_STANDING_STILL)
     seen = torch.randn(5, policy.features)
     before, after = policy.network(seen), changed.network(seen)
     torch.testing.assert_close(after[:, -7:], before[:, :7])  # lr, the last now and the first then
@@ -42,7 +43,7 @@ def test_the_critic_learns_alone_at_first(tmp_path: Path) -> None:
     rollout = SMALL_PPO["n_steps"] * TINY["lanes"]
     config = TrainingConfig(steps=CRITIC_ALONE * rollout, **shared)
     begun = train(config, tmp_path / "begun", show_progress=False, settings=QUICK)
-    expected = change_knobs(load_policy("core"), begun.knobs)
+    expected = change_knobs(load_policy("core"), begun.knobs, NEW_STANDING_STILL)
     assert all(torch.equal(value, expected.weights[name]) for name, value in begun.weights.items())
     assert begun.training["begun_with"] == load_policy("core").fingerprint
     whole = TrainingConfig(steps=(CRITIC_ALONE + 2) * rollout, **shared)

@@ -1,0 +1,51 @@
+"""The same policy for other knobs: those that it has it moves as before, the others it leaves alone."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from loopwright.agents.controllers.policy import Policy
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.knob_set import KnobSet
+
+CERTAIN = 120.0  # a logit beside which the others, at 0, have no chance in single precision
+
+
+def find_still_logit(choices: int, chance: float | None) -> float:
+    """The logit with which one of so many choices, the others at 0, is taken with this ``chance``; None is always."""
+    return CERTAIN if chance is None else math.log(chance / (1 - chance) * (choices - 1))
+
+
+def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None) -> Policy:
+    """A policy that moves ``knobs``: those that it has as before.
+
+    The others it leaves alone with the chance ``standing_still``, whatever it sees; with None always.
+
+    Raises ``LoopwrightError`` for other actions than discrete ones, and where no knob is the same.
+    """
+    if policy.lstm is not None:
+        raise LoopwrightError("a policy with an LSTM cannot be given other knobs")
+    if policy.knobs.action != "discrete" or knobs.action != "discrete":
+        raise LoopwrightError(
+            f"only a policy of discrete actions can be given other knobs; it has {policy.knobs.action}, wanted is "
+            f"{knobs.action}"
+        )
+    known = {knob.name: part for knob, part in zip(policy.knobs.knobs, policy.knobs.parts, strict=True)}
+    if not known.keys() & {knob.name for knob in knobs.knobs}:
+        raise LoopwrightError(f"a policy of {policy.knobs.name} knows none of the knobs {knobs.name}")
+    *layers, last = policy.network
+    assert isinstance(last, nn.Linear)
+    weights, biases = [], []
+    for knob in knobs.knobs:
+        if knob.name in known:
+            weights.append(last.weight[known[knob.name]])
+            biases.append(last.bias[known[knob.name]])
+        else:
+            weights.append(torch.zeros(len(knob.steps), last.in_features))
+            biases.append(torch.zeros(len(knob.steps)))
+            biases[-1][knob.still] = find_still_logit(len(knob.steps), standing_still)
+    head = nn.Linear(last.in_features, knobs.outputs)
+    head.load_state_dict({"weight": torch.cat(weights).detach(), "bias": torch.cat(biases).detach()})
+    return replace(policy, knobs=knobs, network=nn.Sequential(*layers, head))
