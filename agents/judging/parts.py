@@ -17,11 +17,14 @@ from pydantic import Field
 from loopwright.agents.judging.records import Header, RecordKind, RecordsFile, read_records
 from loopwright.agents.judging.results import ResultsHeader, RunRecord
 from loopwright.agents.judging.workers import work_apart
+from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.loop.untrusted import Count, Name, Positive, demand, strict
+from loopwright.inner_tasks.models import ModelSpec
 
 PARTS_EACH = 4  # that a worker is to have, where there are runs enough
 PHASES = (("runs", "searches"), ("replays",))  # kinds of parts that share a pool; a replay needs the run it repeats
 PARTS = "parts.jsonl"
+RUN_FLOPS = 1e4  # of a pass: what a run of the smallest models takes beside its arithmetic, measured in theirs
 Numbered = tuple[int, RunRecord]
 
 
@@ -34,7 +37,7 @@ class Part(Protocol):
         runs: how many there are.
         least: below so many runs it is not cut: they would be done in other batches, and could come out otherwise.
         full: what that is where there are runs enough.
-        flops: what it costs, nearly.
+        flops: what it costs, nearly: see ``estimate_flops``.
     """
 
     @property
@@ -121,6 +124,11 @@ def read_parts(path: Path) -> list[PartTime]:
 OnPart = Callable[[Part, float, float], None]
 
 
+def estimate_flops(model: ModelSpec, runs: float) -> float:
+    """What so many runs cost, in FLOPs of a pass; compiled they take time in proportion, within a factor of three."""
+    return runs * (measure_cost(model).flops + RUN_FLOPS)
+
+
 def work_on(parts: Sequence[Part], workers: int, on_part: OnPart | None) -> Iterator[tuple[Part, list[Numbered]]]:
     """What comes of the parts, cut for so many workers, each when it has ended; ``on_part`` hears how long it took."""
     dearest_first = sorted(cut_parts(parts, workers), key=lambda part: -part.flops)
@@ -152,11 +160,13 @@ def _count_pieces(part: Part | PartTime, most: float) -> int:
 
 
 class Schedule(NamedTuple):
-    """What one phase would take: parts, seconds of work, of the longest part, and until all have ended."""
+    """What one phase would take: parts, seconds of work, of that until first decisions (where loops are compiled),
+    of the longest part, and until all have ended."""
 
     kinds: tuple[str, ...]
     parts: int
     work: float
+    setup: float
     longest: float
     seconds: float
 
@@ -175,14 +185,16 @@ def simulate(times: Sequence[PartTime], workers: int, scale: int = 1) -> list[Sc
             continue
         most = sum(time.flops for time in whole) / (PARTS_EACH * workers)
         pieces: list[tuple[float, float]] = []
+        setup = 0.0
         for time in whole:
             count = _count_pieces(time, most)
             pieces += [(time.flops / count, time.setup + (time.seconds - time.setup) / count)] * count
+            setup += time.setup * count
         free = [0.0] * workers
         for _, seconds in sorted(pieces, key=lambda piece: -piece[0]):
             heapq.heapreplace(free, free[0] + seconds)
         lengths = [seconds for _, seconds in pieces]
-        found.append(Schedule(kinds, len(pieces), sum(lengths), max(lengths), max(free)))
+        found.append(Schedule(kinds, len(pieces), sum(lengths), setup, max(lengths), max(free)))
     return found
 
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from loopwright.agents.judging.parts import Numbered, OnPart, slice_evenly, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
 from loopwright.agents.judging.workers import works_here
-from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.library_lanes import LibraryLanes
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.decision import HIT, OUTCOMES, Decision
@@ -157,7 +156,7 @@ class JobsPart(NamedTuple):
     @property
     def flops(self) -> float:
         """Of a pass, times the jobs."""
-        return len(self.jobs) * measure_cost(self.jobs[0].task.model).flops
+        return estimate_flops(self.jobs[0].task.model, len(self.jobs))
 
     def cut(self, pieces: int) -> list["JobsPart"]:
         own = slice_evenly(len(self.jobs), pieces)

@@ -10,11 +10,10 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from loopwright.agents.controllers.schedules import Scheduled
-from loopwright.agents.judging.parts import Numbered, OnPart, slice_evenly, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord
 from loopwright.agents.judging.runner import Job, run_jobs
 from loopwright.agents.judging.workers import works_here
-from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.episode.decision import HIT, MISS, OUTCOMES
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.controller import Controller
@@ -203,7 +202,7 @@ class SearchPart(NamedTuple):
 
     @property
     def flops(self) -> float:
-        return TRIALS_EXPECTED * self.runs * measure_cost(self.tasks[0].model).flops
+        return estimate_flops(self.tasks[0].model, TRIALS_EXPECTED * self.runs)
 
     def cut(self, pieces: int) -> list["SearchPart"]:
         return [self._replace(seeds=self.seeds[piece]) for piece in slice_evenly(len(self.seeds), pieces)]

@@ -83,9 +83,9 @@ def test_searches_are_cut_at_seeds_and_only_while_batches_stay_as_wide() -> None
 
 def test_the_schedule_of_many_workers() -> None:
     (alone,) = simulate([TIME], 1)
-    assert alone == (("runs", "searches"), 4, 60.0 + 4 * 2.0, 17.0, 68.0)
+    assert alone == (("runs", "searches"), 4, 60.0 + 4 * 2.0, 4 * 2.0, 17.0, 68.0)
     (many,) = simulate([TIME], 64)  # ten fill their lanes
-    assert many == (("runs", "searches"), 10, 60.0 + 10 * 2.0, 8.0, 8.0)
+    assert many == (("runs", "searches"), 10, 60.0 + 10 * 2.0, 10 * 2.0, 8.0, 8.0)
     half = replace(TIME, runs=320, flops=320.0, seconds=32.0)
     assert simulate([half, replace(half, number=1, setup=1.0, seconds=31.0)], 64) == [many]
     assert simulate([replace(TIME, runs=32, least=32, flops=32.0, seconds=5.0)], 64, scale=20) == [many]
@@ -93,7 +93,7 @@ def test_the_schedule_of_many_workers() -> None:
     first, second = simulate([TIME, dear, replace(TIME, kind="replays", least=640, full=640)], 4)
     assert (first.parts, first.longest) == (9, 62.0)
     assert first.seconds == 62.0  # of the search, beside which the runs are done
-    assert second == (("replays",), 1, 62.0, 62.0, 62.0)
+    assert second == (("replays",), 1, 62.0, 2.0, 62.0, 62.0)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,10 @@ def test_a_command_says_how_busy_workers_would_be(tmp_path: Path, capsys: pytest
     file.add(Numbers(5), 0.0, 0.0)  # nothing was left of it
     assert [time.runs for time in read_parts(tmp_path / PARTS)] == [640]
     assert main(["scaling", str(tmp_path), "--workers", "10"]) == 0
-    assert "all phases: 8 s on 10 workers, 80 s on one: efficiency 100%" in capsys.readouterr().out
+    assert (
+        "all phases: 8 s on 10 workers, which are busy for 100% of it; one alone takes 68 s, 8.5 times as long"
+        in capsys.readouterr().out
+    )
     assert main(["scaling", str(tmp_path), "--workers", "20", "--json"]) == 0
     assert '"efficiency": 0.5' in capsys.readouterr().out
     assert main(["scaling", str(tmp_path), "--workers", "0"]) == 2
