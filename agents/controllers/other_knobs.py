@@ -1,13 +1,14 @@
 """The same policy for other knobs: those that it has it moves as before, the others it leaves alone."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from loopwright.agents.controllers.policy import Policy
-from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.knob_set import KnobSet
 
 CERTAIN = 120.0  # a logit beside which the others, at 0, have no chance in single precision
@@ -18,12 +19,14 @@ def find_still_logit(choices: int, chance: float | None) -> float:
     return CERTAIN if chance is None else math.log(chance / (1 - chance) * (choices - 1))
 
 
-def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None) -> Policy:
+def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None, raised: Collection[str] = ()) -> Policy:
     """A policy that moves ``knobs``: those that it has as before.
 
-    The others it leaves alone with the chance ``standing_still``, whatever it sees; with None always.
+    The others it leaves alone with the chance ``standing_still``, whatever it sees; with None always. Of these it moves
+    the ``raised`` by their largest step at every decision, so to their upper bound.
 
-    Raises ``LoopwrightError`` for other actions than discrete ones, and where no knob is the same.
+    Raises ``LoopwrightError`` for other actions than discrete ones, where no knob is the same, and for a knob in
+    ``raised`` that it moves itself or that is none of ``knobs``.
     """
     if policy.lstm is not None:
         raise LoopwrightError("a policy with an LSTM cannot be given other knobs")
@@ -35,6 +38,10 @@ def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None) -
     known = {knob.name: part for knob, part in zip(policy.knobs.knobs, policy.knobs.parts, strict=True)}
     if not known.keys() & {knob.name for knob in knobs.knobs}:
         raise LoopwrightError(f"a policy of {policy.knobs.name} knows none of the knobs {knobs.name}")
+    lacking = [knob.name for knob in knobs.knobs if knob.name not in known]
+    for name in raised:
+        if name not in lacking:
+            raise UnknownNameError("knob to be raised", name, lacking)
     *layers, last = policy.network
     assert isinstance(last, nn.Linear)
     weights, biases = [], []
@@ -45,7 +52,10 @@ def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None) -
         else:
             weights.append(torch.zeros(len(knob.steps), last.in_features))
             biases.append(torch.zeros(len(knob.steps)))
-            biases[-1][knob.still] = find_still_logit(len(knob.steps), standing_still)
+            if knob.name in raised:
+                biases[-1][-1] = find_still_logit(len(knob.steps), None)
+            else:
+                biases[-1][knob.still] = find_still_logit(len(knob.steps), standing_still)
     head = nn.Linear(last.in_features, knobs.outputs)
     head.load_state_dict({"weight": torch.cat(weights).detach(), "bias": torch.cat(biases).detach()})
     return replace(policy, knobs=knobs, network=nn.Sequential(*layers, head))

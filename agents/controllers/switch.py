@@ -7,6 +7,7 @@ on, and pushes the units of the expert that is not asked into saturation, where 
 taken away again.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -23,25 +24,28 @@ SATURATED = 10.0  # tanh of this is 1 in single precision
 EXPERT_LAYERS = 3
 
 
-def make_switch(below: Policy, above: Policy, feature: str, threshold: float) -> Policy:
+def make_switch(below: Policy, above: Policy, feature: str, threshold: float, raised: Collection[str] = ()) -> Policy:
     """The policy that is ``below`` where ``feature`` of the observation is less than ``threshold``, else ``above``.
 
-    It moves the knobs of ``below``, which have those of ``above`` among them, and starts where ``above`` does. On
+    It moves the knobs of ``below``, which have those of ``above`` among them, and starts where ``below`` does. On
     either side it does what the expert does, up to rounding; within a quarter of a unit of the threshold it goes from
-    one to the other. Its ``training`` has both under ``experts``.
+    one to the other. Knobs that ``above`` does not have are left alone by it, or, if they are ``raised``, brought to
+    their upper bound: clipping, which costs a norm at every update, is off there. Its
+    ``training`` has both under ``experts``.
 
     Raises:
         LoopwrightError: a policy that is not two layers of tanh units and discrete actions, knobs of ``above`` that
             ``below`` does not have, or decisions of another length.
-        UnknownNameError: there is no such feature.
+        UnknownNameError: there is no such feature, or no such knob that ``above`` lacks.
     """
     if feature not in OBSERVATION_NAMES:
         raise UnknownNameError("feature", feature, list(OBSERVATION_NAMES))
     _check(below, above)
-    experts = [below, change_knobs(above, below.knobs, standing_still=None)]
+    experts = [below, change_knobs(above, below.knobs, None, raised)]
     column = OBSERVATION_NAMES.index(feature)
     network = _join([_read_layers(expert) for expert in experts], column, threshold)
-    return replace(above, network=network, knobs=below.knobs, training=_describe([below, above], feature, threshold))
+    switch = {"feature": feature, "threshold": threshold, "raised": list(raised)}
+    return replace(below, network=network, training=_describe([below, above], switch))
 
 
 def _check(below: Policy, above: Policy) -> None:
@@ -66,14 +70,14 @@ def _check(below: Policy, above: Policy) -> None:
         raise LoopwrightError(f"their decisions take {lengths[0]} and {lengths[1]} ticks; want as many")
 
 
-def _describe(experts: list[Policy], feature: str, threshold: float) -> dict[str, Any]:
+def _describe(experts: list[Policy], switch: dict[str, Any]) -> dict[str, Any]:
     """The card of both: what the judge and a reader need to know of them."""
     own = experts[1].training
     kept = ("algorithm", "suite", "settings", "hidden")
     return {
         **{name: value for name, value in own.items() if name in kept},
         "decisions": sum(int(policy.training.get("decisions", 0)) for policy in experts),
-        "switch": {"feature": feature, "threshold": threshold},
+        "switch": switch,
         "experts": [
             {"sha256": policy.fingerprint, "knobs": policy.knobs.name, **policy.training} for policy in experts
         ],

@@ -125,11 +125,11 @@ def test_an_ensemble_is_a_bundle_like_any_other(loopwright: Command, tmp_path: P
 
 
 def test_a_switch_is_a_bundle_like_any_other(loopwright: Command, tmp_path: Path) -> None:
-    made = loopwright("switch", "core", "adamw", "--feature", "passes", "--at", "1.5", cwd=tmp_path)
+    made = loopwright("switch", "core", "adamw", "--feature", "passes", "--at", "1.5", "--raised", "clip", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     switch = load_policy(tmp_path / "runs/switch.safetensors")
-    assert switch.training["switch"] == {"feature": "passes", "threshold": 1.5}
-    assert switch.start == load_policy("adamw").start
+    assert switch.training["switch"] == {"feature": "passes", "threshold": 1.5, "raised": ["clip"]}
+    assert switch.start == load_policy("core").start
 
 
 def test_what_a_command_cannot_do_it_says_in_a_line(loopwright: Command, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_on_either_side_it_acts_as_the_expert_for_it(tmp_path: Path) -> None:
     for price, expert in ((-LIMIT, below), (-3.0, below), (-1.3, below), (-0.7, wide), (0.0, wide), (LIMIT, wide)):
         np.testing.assert_allclose(switch.steps(observe(price)), expert.steps(observe(price)), atol=2e-4)
     assert np.abs(below.steps(observe(0)) - wide.steps(observe(0))).max() > 0.1
-    assert switch.start == above.start != below.start
+    assert switch.start == below.start != above.start
 
 
 def test_a_knob_that_the_expert_lacks_is_left_alone_to_the_bit() -> None:
@@ -59,10 +59,22 @@ def test_a_knob_that_the_expert_lacks_is_left_alone_to_the_bit() -> None:
         assert not torch.equal(free[row], plans[row])
 
 
+def test_a_knob_that_is_raised_comes_to_its_upper_bound() -> None:
+    switch = make_switch(load_policy("core"), load_policy("adamw"), "price_muon", -1.0, ("clip",))
+    plans = stack_plans([LoopPlan("muon", 0.1, clip=1.0, batch=2)] * 500)
+    row = list(LoopPlan().as_json()).index("clip")
+    found = []
+    for _ in range(4):
+        plans = switch.knobs.move(switch.steps(observe(0.0)), plans)
+        assert len(plans[row].unique()) == 1
+        found.append(plans[row, 0].item())
+    assert found == [4.0, 16.0, float("inf"), float("inf")]
+
+
 def test_its_card_says_what_it_was_made_of() -> None:
     below, above = make_policy(0, "lr+momentum"), make_policy(1, "lr")
     card = make_switch(below, above, "price_muon", -1.0).training
-    assert card["switch"] == {"feature": "price_muon", "threshold": -1.0}
+    assert card["switch"] == {"feature": "price_muon", "threshold": -1.0, "raised": []}
     assert [own["sha256"] for own in card["experts"]] == [below.fingerprint, above.fingerprint]
     assert [own["decisions"] for own in card["experts"]] == [100, 101]
     assert (card["decisions"], card["suite"]) == (201, "demo")
@@ -89,6 +101,12 @@ def test_its_card_says_what_it_was_made_of() -> None:
 def test_what_does_not_go_together_is_refused(below: Policy, above: Policy, message: str) -> None:
     with pytest.raises(LoopwrightError, match=message):
         make_switch(below, above, "price_muon", -1.0)
+
+
+@pytest.mark.parametrize("knob", ["clip", "lr"])
+def test_only_a_knob_that_the_one_above_lacks_can_be_raised(knob: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"unknown knob to be raised '{knob}'; known: momentum"):
+        make_switch(make_policy(0, "lr+momentum"), make_policy(0, "lr"), "price_muon", -1.0, (knob,))
 
 
 def test_a_feature_that_there_is_not_is_refused() -> None:
