@@ -1,7 +1,7 @@
 """Train a controller on a suite and save it as a bundle.
 
     loopwright train --folder runs/mine --steps 500000
-    loopwright train --preset all --folder runs/all
+    loopwright train --preset adamw --folder runs/adamw
 
 Ctrl-C leaves a checkpoint; the same command with --resume goes on from it. Progress for TensorBoard lies in the folder.
 Resuming executes nothing that lies there: a checkpoint holds numbers alone, and a zip of an older version is refused.

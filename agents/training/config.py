@@ -42,7 +42,7 @@ _VARIED: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     **{knobs: {**_LONG, "knobs": knobs} for knobs in ("core", "lr")},
     "adamw": {**_VARIED, "knobs": _OF_ADAMW},
-    "all": {**_VARIED, "knobs": f"{_OF_ADAMW}+optimizer"},
+    "rules": {**_VARIED, "knobs": f"{_OF_ADAMW}+optimizer"},
     # From the best constant of their own knobs: what is left to win is what steering them wins.
     "lr-momentum": {
         **_LONG,

@@ -176,9 +176,9 @@ def test_a_demo_removes_nothing_that_no_demo_wrote(loopwright: Command, tmp_path
     ("typed", "settings"),
     [
         ((), {"knobs": "core", "suite": "train", "steps": 500_000}),
-        (("--preset", "all"), {"suite": "varied", "lanes": 512, "options": {"n_steps": 16}, "steps": 1_000_000}),
-        (("--preset", "all", "--knobs", "core"), {"knobs": "core", "steps": 1_000_000}),
-        (("--knobs", "core", "--steps", "500000", "--preset=all"), {"knobs": "core", "steps": 500_000}),
+        (("--preset", "rules"), {"suite": "varied", "lanes": 512, "options": {"n_steps": 16}, "steps": 1_000_000}),
+        (("--preset", "rules", "--knobs", "core"), {"knobs": "core", "steps": 1_000_000}),
+        (("--knobs", "core", "--steps", "500000", "--preset=rules"), {"knobs": "core", "steps": 500_000}),
     ],
 )
 def test_what_is_typed_wins_over_a_preset(
