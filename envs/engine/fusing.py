@@ -27,12 +27,27 @@ def fuse(
     """``function`` compiled for the shapes of ``example``; one per key for the whole process.
 
     Shapes never change, so it is traced once and handed to inductor: dynamo's guards would cost a fifth of the
-    throughput, and its cache holds only eight shapes of one function.
+    throughput, and its cache holds only eight shapes of one function. What inductor made of a graph it keeps on disk,
+    for other processes and later ones.
     """
     if key not in _FUSED:
-        from torch._inductor import compile as inductor_compile  # seconds to import, and of use only here
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        graph = make_fx(function)(*example)
-        _FUSED[key] = inductor_compile(graph, list(example), options={"size_asserts": False, **(options or {})})
+        _FUSED[key] = _compile(function, example, {"size_asserts": False, **(options or {})})
     return _FUSED[key]
+
+
+def _compile(
+    function: Callable[..., Any], example: Sequence[torch.Tensor], options: dict[str, Any]
+) -> Callable[..., Any]:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import compile as inductor_compile  # seconds to import, and of use only here
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    graph = make_fx(function)(*example)
+    # Inductor looks into its cache of graphs only where it is told of an environment of shapes, as by dynamo.
+    shapes = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fixed: list[Any] = [shapes.from_tensor(tensor, static_shapes=True) for tensor in example]
+    with tracing(TracingContext(shapes)):
+        compiled: Callable[..., Any] = inductor_compile(graph, fixed, options=options)
+    return compiled
