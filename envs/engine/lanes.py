@@ -34,8 +34,8 @@ class Lanes:
         template: any task of the shape (model spec and split sizes) that the lanes will run.
         lanes: how many, >= 1.
         microbatch: samples per tick.
-        compile: fuse the tick with ``torch.compile``; needs a C++ compiler and 10-30 s per (model, lanes), less when
-            inductor's cache is warm.
+        compile: fuse the tick with inductor; needs a C++ compiler and 10-30 s per (model, lanes), or a second where it
+            was compiled before, by any process.
         device: where the lanes live.
         dtype: of weights and data; float64 is for checking, not for speed.
 

@@ -112,3 +112,12 @@ def test_only_a_knob_that_the_one_above_lacks_can_be_raised(knob: str) -> None:
 def test_a_feature_that_there_is_not_is_refused() -> None:
     with pytest.raises(UnknownNameError, match="unknown feature 'price'"):
         make_switch(make_policy(0, "lr"), make_policy(1, "lr"), "price", 0.0)
+
+
+def test_the_shipped_one_is_made_of_two_that_are_shipped() -> None:
+    shipped = load_policy("all")
+    made = make_switch(load_policy("core"), load_policy("adamw"), "price_muon", -1.0, ("clip",))
+    assert shipped.training == made.training
+    assert (shipped.start, shipped.knobs.name) == (made.start, made.knobs.name)
+    for name, value in made.weights.items():
+        torch.testing.assert_close(shipped.weights[name], value)
