@@ -128,7 +128,8 @@ class ReduceOnPlateau(Described):
     patience: int = 4
     threshold: float = 0.01
     name: str = "plateau"
-    _rules: dict[int, ReduceLROnPlateau] = field(default_factory=dict, repr=False, compare=False)
+    # init=False: what is made of it by dataclasses.replace must not step the same rules
+    _rules: dict[int, ReduceLROnPlateau] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def needs(self) -> Needs:

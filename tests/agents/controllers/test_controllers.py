@@ -20,7 +20,7 @@ from loopwright.agents.controllers.tuned import (
     load_competitors,
     restore_controller,
 )
-from loopwright.agents.judging.entrants import Static, make_oracle
+from loopwright.agents.judging.entrants import Static, make_oracle, scale_start
 from loopwright.agents.judging.results import RunRecord
 from loopwright.agents.judging.runner import Job, run_controller, run_jobs
 from loopwright.agents.judging.statistics import average_share
@@ -70,6 +70,14 @@ def test_plateau_waits_then_reduces_and_forgets_at_a_new_episode() -> None:
     rates = [rate(rule, view(0, decisions=i, control=loss)) for i, loss in enumerate(losses)]
     assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5])
     assert rate(rule, view(0, decisions=0)) == 1
+
+
+def test_rules_that_start_from_other_rates_do_not_step_one_another() -> None:
+    tuned = ReduceOnPlateau(LoopPlan(learning_rate=1.0), factor=0.5, patience=2)
+    near, far = (scale_start(tuned, factor) for factor in (0.1, 10.0))
+    for decision in range(4):
+        seen = view(0, decisions=decision)
+        assert (rate(near, seen), rate(far, seen)) == pytest.approx((0.1, 10.0) if decision < 3 else (0.05, 5.0))
 
 
 def test_a_used_rule_is_its_twin_and_a_random_policy_is_told_by_its_start() -> None:
