@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.controllers.policy import Policy, assemble_network
 from loopwright.envs.loop.errors import LoopwrightError
 
 
@@ -84,9 +84,4 @@ def _join(networks: Sequence[nn.Sequential], activation: str) -> nn.Sequential:
     weights[-1], biases[-1] = (
         stacked.unflatten(0, (len(networks), -1)).mean(0) for stacked in (weights[-1], biases[-1])
     )
-    joined = build_network([weights[0].shape[1], *(len(weight) for weight in weights)], activation)
-    values = [value for pair in zip(weights, biases, strict=True) for value in pair]
-    with torch.no_grad():
-        for parameter, value in zip(joined.parameters(), values, strict=True):
-            parameter.copy_(value)
-    return joined
+    return assemble_network(weights, biases, activation)

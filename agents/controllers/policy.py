@@ -1,6 +1,6 @@
 """Policy: a learned network that maps observations to actions, as a controller. ``bundle`` saves and loads it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -242,3 +242,13 @@ def build_network(widths: list[int], activation: str) -> nn.Sequential:
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
+
+
+def assemble_network(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], activation: str) -> nn.Sequential:
+    """The network of ``build_network`` with these weights ``[outputs, inputs]`` and biases, first layer first."""
+    network = build_network([weights[0].shape[1], *(len(weight) for weight in weights)], activation)
+    values = [value for pair in zip(weights, biases, strict=True) for value in pair]
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), values, strict=True):
+            parameter.copy_(value)
+    return network

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.other_knobs import change_knobs
-from loopwright.agents.controllers.policy import Policy, build_network
+from loopwright.agents.controllers.policy import Policy, assemble_network
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
 
@@ -109,9 +109,4 @@ def _join(experts: list[list[tuple[torch.Tensor, torch.Tensor]]], column: int, t
     wanted = [last[0][1] + last[1][0].sum(1), last[1][1] + last[0][0].sum(1)]
     weights.append(torch.cat([last[0][0], last[1][0], (wanted[1] - wanted[0])[:, None] / 2], dim=1))
     biases.append((wanted[0] + wanted[1]) / 2)
-    joined = build_network([weights[0].shape[1], *(len(weight) for weight in weights)], "tanh")
-    values = [value for pair in zip(weights, biases, strict=True) for value in pair]
-    with torch.no_grad():
-        for parameter, value in zip(joined.parameters(), values, strict=True):
-            parameter.copy_(value)
-    return joined
+    return assemble_network(weights, biases, "tanh")
