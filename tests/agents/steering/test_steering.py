@@ -542,7 +542,7 @@ def test_a_whole_policy_moves_rule_and_batch_of_an_optimizer_that_can() -> None:
 
 
 TOGETHER = """
-import sys, warnings
+import os, sys, warnings
 import torch
 from torch import distributed, nn
 warnings.simplefilter("ignore")
@@ -567,7 +567,10 @@ for number in range(64):
     interventions = steering._guard._guard.interventions
 weights = sum(p.double().sum().item() for p in model.parameters())
 print(steering.decisions, interventions, steering.plan["learning_rate"], weights)
-distributed.destroy_process_group()  # its threads, living as the interpreter ends, end the process in a crash at times
+steering.detach()
+distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # threads of gloo that live as the interpreter ends make it crash at times, its group destroyed or not
 """
 
 
