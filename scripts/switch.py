@@ -3,7 +3,7 @@
     loopwright switch core adamw --feature price_muon --at -1 --raised clip --into runs/all.safetensors
 
 The first must move every knob that the second moves; runs start from its plan. Features are
-listed in the docstring of loopwright.envs.
+listed in the docstring of loopwright.TrainingLoopEnv.
 """
 
 import sys

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loopwright.agents.controllers.policy import Policy, assemble_network
+from loopwright.agents.controllers.policy import Policy, assemble_network, list_linear
 from loopwright.envs.loop.errors import LoopwrightError
 
 
@@ -77,7 +77,7 @@ def _split(cards: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[s
 
 def _join(networks: Sequence[nn.Sequential], activation: str) -> nn.Sequential:
     """Side by side: each sees all features, and none the others' layers; of the last one's outputs the mean."""
-    layers = list(zip(*([m for m in own if isinstance(m, nn.Linear)] for own in networks), strict=True))
+    layers = list(zip(*map(list_linear, networks), strict=True))
     weights = [torch.block_diag(*(layer.weight for layer in own)) for own in layers]  # type: ignore[no-untyped-call]
     biases = [torch.cat([layer.bias for layer in own]) for own in layers]
     weights[0] = torch.cat([layer.weight for layer in layers[0]])

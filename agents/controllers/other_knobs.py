@@ -14,16 +14,16 @@ from loopwright.envs.loop.knob_set import KnobSet
 CERTAIN = 120.0  # a logit beside which the others, at 0, have no chance in single precision
 
 
-def find_still_logit(choices: int, chance: float | None) -> float:
-    """The logit with which one of so many choices, the others at 0, is taken with this ``chance``; None is always."""
-    return CERTAIN if chance is None else math.log(chance / (1 - chance) * (choices - 1))
+def find_logit(choices: int, chance: float) -> float:
+    """The logit with which one of so many choices, the others at 0, is taken with this ``chance``."""
+    return CERTAIN if chance == 1 else math.log(chance / (1 - chance) * (choices - 1))
 
 
-def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None, raised: Collection[str] = ()) -> Policy:
+def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float, raised: Collection[str] = ()) -> Policy:
     """A policy that moves ``knobs``: those that it has as before.
 
-    The others it leaves alone with the chance ``standing_still``, whatever it sees; with None always. Of these it moves
-    the ``raised`` by their largest step at every decision, so to their upper bound.
+    The others it leaves alone with the chance ``standing_still``, whatever it sees; but the ``raised`` it moves by
+    their largest step at every decision, so to their upper bound.
 
     Raises ``LoopwrightError`` for other actions than discrete ones, where no knob is the same, and for a knob in
     ``raised`` that it moves itself or that is none of ``knobs``.
@@ -52,10 +52,8 @@ def change_knobs(policy: Policy, knobs: KnobSet, standing_still: float | None, r
         else:
             weights.append(torch.zeros(len(knob.steps), last.in_features))
             biases.append(torch.zeros(len(knob.steps)))
-            if knob.name in raised:
-                biases[-1][-1] = find_still_logit(len(knob.steps), None)
-            else:
-                biases[-1][knob.still] = find_still_logit(len(knob.steps), standing_still)
+            taken, chance = (-1, 1.0) if knob.name in raised else (knob.still, standing_still)
+            biases[-1][taken] = find_logit(len(knob.steps), chance)
     head = nn.Linear(last.in_features, knobs.outputs)
     head.load_state_dict({"weight": torch.cat(weights).detach(), "bias": torch.cat(biases).detach()})
     return replace(policy, knobs=knobs, network=nn.Sequential(*layers, head))

@@ -68,7 +68,7 @@ class Policy(Described):
         if self.knobs.action == "flat":
             best: npt.NDArray[np.int64] = outputs.argmax(axis=1)
             return best
-        return np.stack([outputs[:, part].argmax(axis=1) for part in self._parts], axis=1)
+        return np.stack([outputs[:, part].argmax(axis=1) for part in self.knobs.parts], axis=1)
 
     def steps(self, observation: Floats, memory: Memory | None = None) -> Floats:
         """How far to move each knob, ``[lanes, knobs]`` in its encoding; ``memory`` is as in ``act``.
@@ -83,13 +83,13 @@ class Policy(Described):
         if self.knobs.action == "flat":
             taken: Floats = self._flat_steps[outputs.argmax(axis=1)]
             return taken
-        starts = [part.start for part in self._parts]
+        starts = [part.start for part in self.knobs.parts]
         highest = np.maximum.reduceat(outputs, starts, axis=1)
         chances = np.exp(outputs - np.repeat(highest, self.knobs.choices, axis=1))
         steps = np.add.reduceat(chances * self._sizes, starts, axis=1) / np.add.reduceat(chances, starts, axis=1)
         for column, knob in enumerate(self.knobs.knobs):
             if knob.whole:
-                part = self._parts[column]
+                part = self.knobs.parts[column]
                 steps[:, column] = self._sizes[part][outputs[:, part].argmax(axis=1)]
         return steps
 
@@ -171,7 +171,7 @@ class Policy(Described):
 
     def describe(self) -> dict[str, Any]:
         """The card of its bundle: everything but the weights, as JSON values."""
-        linear = [layer for layer in self.network if isinstance(layer, nn.Linear)]
+        linear = list_linear(self.network)
         kinds = [name for layer in self.network for name, kind in ACTIVATIONS.items() if type(layer) is kind]
         remembered = {} if self.lstm is None else {LSTM: [self.lstm.hidden_size] * self.lstm.num_layers}
         return {
@@ -182,16 +182,11 @@ class Policy(Described):
             "action": self.knobs.action,
             "squashed": self.squashed,
             "activation": kinds[0] if kinds else "tanh",
-            "widths": [int(linear[0].in_features), *(int(layer.out_features) for layer in linear)],
+            "widths": [linear[0].in_features, *(layer.out_features for layer in linear)],
             "start": self.start.as_json(),
             "training": self.training,
             **remembered,
         }
-
-    @cached_property
-    def _parts(self) -> list[slice]:
-        """Where the logits of each knob lie among the outputs."""
-        return self.knobs.parts
 
     @cached_property
     def _sizes(self) -> Floats:
@@ -234,6 +229,11 @@ def _read_layer(layer: nn.Module) -> Callable[[Floats], Floats]:
     if isinstance(layer, nn.Tanh):
         return np.tanh
     return lambda values: layer(torch.from_numpy(values)).detach().numpy()
+
+
+def list_linear(network: nn.Sequential) -> list[nn.Linear]:
+    """The layers that have weights, first layer first."""
+    return [layer for layer in network if isinstance(layer, nn.Linear)]
 
 
 def build_network(widths: list[int], activation: str) -> nn.Sequential:

@@ -1,10 +1,10 @@
 """Two policies as one: the first acts where a feature lies below a threshold, the second elsewhere.
 
-What pays depends on what an update costs: where a matrix-aware one is free, another policy is best than where it costs
-many gradients. A switch asks one feature of the observation, such as ``price_muon``, and lets the expert for it act. It
-is one network of tanh layers, an ordinary bundle: a unit that saturates at -1 or +1 says which side the feature lies
-on, and pushes the units of the expert that is not asked into saturation, where what they give is a constant that is
-taken away again.
+What pays depends on what an update costs: where a matrix-aware one is free, another policy does best than where it
+costs many gradients. A switch asks one feature of the observation, such as ``price_muon``, and lets the expert for it
+act. It is one network of tanh layers, an ordinary bundle: a unit that saturates at -1 or +1 says which side the feature
+lies on, and pushes the units of the expert that is not asked into saturation, where what they give is a constant that
+is taken away again.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.other_knobs import change_knobs
-from loopwright.agents.controllers.policy import Policy, assemble_network
+from loopwright.agents.controllers.policy import Policy, assemble_network, list_linear
 from loopwright.envs.loop.errors import LoopwrightError, UnknownNameError
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
 
@@ -30,8 +30,9 @@ def make_switch(below: Policy, above: Policy, feature: str, threshold: float, ra
     It moves the knobs of ``below``, which have those of ``above`` among them, and starts where ``below`` does. On
     either side it does what the expert does, up to rounding; within a quarter of a unit of the threshold it goes from
     one to the other. Knobs that ``above`` does not have are left alone by it, or, if they are ``raised``, brought to
-    their upper bound: clipping, which costs a norm at every update, is off there. Its
-    ``training`` has both under ``experts``.
+    their upper bound: clipping, which costs a norm at every update, is off there.
+
+    Its ``training`` has both under ``experts``.
 
     Raises:
         LoopwrightError: a policy that is not two layers of tanh units and discrete actions, knobs of ``above`` that
@@ -41,9 +42,8 @@ def make_switch(below: Policy, above: Policy, feature: str, threshold: float, ra
     if feature not in OBSERVATION_NAMES:
         raise UnknownNameError("feature", feature, list(OBSERVATION_NAMES))
     _check(below, above)
-    experts = [below, change_knobs(above, below.knobs, None, raised)]
-    column = OBSERVATION_NAMES.index(feature)
-    network = _join([_read_layers(expert) for expert in experts], column, threshold)
+    experts = [below.network, change_knobs(above, below.knobs, 1.0, raised).network]
+    network = _join(experts, OBSERVATION_NAMES.index(feature), threshold)
     switch = {"feature": feature, "threshold": threshold, "raised": list(raised)}
     return replace(below, network=network, training=_describe([below, above], switch))
 
@@ -84,29 +84,25 @@ def _describe(experts: list[Policy], switch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_layers(policy: Policy) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(m.weight.detach(), m.bias.detach()) for m in policy.network if isinstance(m, nn.Linear)]
-
-
-def _join(experts: list[list[tuple[torch.Tensor, torch.Tensor]]], column: int, threshold: float) -> nn.Sequential:
+def _join(experts: list[nn.Sequential], column: int, threshold: float) -> nn.Sequential:
     """Side by side, with a gate ``g`` in either layer that is -1 below the threshold and 1 above it."""
-    (first, second, last) = (list(layers) for layers in zip(*experts, strict=True))
-    gate = torch.zeros(1, first[0][0].shape[1])
+    first, second, last = zip(*map(list_linear, experts), strict=True)
+    gate = torch.zeros(1, first[0].in_features)
     gate[0, column] = SHARPNESS
-    weights = [torch.cat([*(weight for weight, _ in first), gate])]
-    biases = [torch.cat([*(bias for _, bias in first), torch.tensor([-SHARPNESS * threshold])])]
+    weights = [torch.cat([*(layer.weight for layer in first), gate])]
+    biases = [torch.cat([*(layer.bias for layer in first), torch.tensor([-SHARPNESS * threshold])])]
     # How far a unit of the second layer must be pushed for it to lie at -1 whatever the first one gives.
-    pushes = [(w.abs().sum(1).max() + b.abs().max() + SATURATED) / 2 for w, b in second]
-    signs = (-1.0, 1.0)  # of the gate, where the expert is asked
-    pushed = [
-        torch.full((len(w), 1), sign * push.item()) for (w, _), sign, push in zip(second, signs, pushes, strict=True)
+    pushes = [
+        (layer.weight.abs().sum(1).max() + layer.bias.abs().max() + SATURATED).expand(layer.out_features, 1) / 2
+        for layer in second
     ]
-    square = torch.block_diag(*(weight for weight, _ in second), torch.tensor([[2 * SATURATED]]))  # type: ignore[no-untyped-call]
-    square[:-1, -1:] = torch.cat(pushed)
+    square = torch.block_diag(*(layer.weight for layer in second), torch.tensor([[2 * SATURATED]]))  # type: ignore[no-untyped-call]
+    square[:-1, -1:] = torch.cat([-pushes[0], pushes[1]])  # the first expert is asked where the gate is at -1
     weights.append(square)
-    biases.append(torch.cat([*(bias - push for (_, bias), push in zip(second, pushes, strict=True)), torch.zeros(1)]))
+    biases.append(torch.cat([*(layer.bias for layer in second), torch.zeros(1)]))
+    biases[-1][:-1] -= torch.cat(pushes)[:, 0]
     # Where one expert is asked, the units of the other give -1 each: the sum of their weights is taken away again.
-    wanted = [last[0][1] + last[1][0].sum(1), last[1][1] + last[0][0].sum(1)]
-    weights.append(torch.cat([last[0][0], last[1][0], (wanted[1] - wanted[0])[:, None] / 2], dim=1))
-    biases.append((wanted[0] + wanted[1]) / 2)
+    below, above = last[0].bias + last[1].weight.sum(1), last[1].bias + last[0].weight.sum(1)
+    weights.append(torch.cat([last[0].weight, last[1].weight, (above - below)[:, None] / 2], dim=1))
+    biases.append((below + above) / 2)
     return assemble_network(weights, biases, "tanh")

@@ -155,7 +155,6 @@ class JobsPart(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of a pass, times the jobs."""
         return estimate_flops(self.jobs[0].task.model, len(self.jobs))
 
     def cut(self, pieces: int) -> list["JobsPart"]:

@@ -22,7 +22,9 @@ def choose_policy(policy: Policy | Path | str | None, groups: Groups) -> Policy:
     Raises ``LoopwrightError`` for what is none of these, or cannot be read.
     """
     check_kind("policy", policy, (Policy, Path, str, NoneType), "a policy, a path or name of one, or None")
-    return policy if isinstance(policy, Policy) else load_policy(policy or _name_policy(groups))
+    if isinstance(policy, Policy):
+        return policy
+    return load_policy(_name_policy(groups) if policy is None else policy)
 
 
 def _name_policy(groups: Groups) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from loopwright.agents.controllers.bundle import load_policy, save_policy
-from loopwright.agents.controllers.other_knobs import find_still_logit
+from loopwright.agents.controllers.other_knobs import find_logit
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.controllers.tuned import get_starting_plan
 from loopwright.agents.training.callback import TrainingCallback
@@ -181,7 +181,7 @@ def prefer_standing_still(model: BaseAlgorithm, knobs: KnobSet) -> None:
         return
     with torch.no_grad():
         if knobs.action == "flat":
-            action_net.bias[0] += find_still_logit(knobs.outputs, STANDING_STILL)
+            action_net.bias[0] += find_logit(knobs.outputs, STANDING_STILL)
         else:
             for knob, part in zip(knobs.knobs, knobs.parts, strict=True):
-                action_net.bias[part][knob.still] += find_still_logit(len(knob.steps), STANDING_STILL)
+                action_net.bias[part][knob.still] += find_logit(len(knob.steps), STANDING_STILL)

@@ -85,7 +85,7 @@ class KnobSet:
             moves += [[*still[:column], own, *still[column + 1 :]] for own in range(len(knob.steps)) if knob.steps[own]]
         return np.array(moves)
 
-    @property
+    @cached_property
     def parts(self) -> list[slice]:
         """Where the choices of each knob lie, knob after knob."""
         ends = np.cumsum(self.choices).tolist()

@@ -42,7 +42,7 @@ def test_on_either_side_it_acts_as_the_expert_for_it(tmp_path: Path) -> None:
     below, above = make_policy(0, "lr+momentum+optimizer"), make_policy(1, "momentum+lr", (5, 4))
     save_policy(make_switch(below, above, "price_muon", -1.0), tmp_path / "switch.safetensors")
     switch = load_policy(tmp_path / "switch.safetensors")
-    wide = change_knobs(above, below.knobs, None)
+    wide = change_knobs(above, below.knobs, 1.0)
     for price, expert in ((-LIMIT, below), (-3.0, below), (-1.3, below), (-0.7, wide), (0.0, wide), (LIMIT, wide)):
         np.testing.assert_allclose(switch.steps(observe(price)), expert.steps(observe(price)), atol=2e-4)
     assert np.abs(below.steps(observe(0)) - wide.steps(observe(0))).max() > 0.1

@@ -155,6 +155,8 @@ def test_limits_that_cannot_be_are_refused(limits: Any, message: str) -> None:
 def test_a_policy_is_a_policy_or_where_one_is() -> None:
     with pytest.raises(LoopwrightError, match="policy must be a policy, a path or name of one, or None, got 3"):
         attach(Loop().optimizer, 3)  # type: ignore[arg-type]
+    with pytest.raises(LoopwrightError, match=r"cannot read \.: it is no file"):
+        attach(Loop().optimizer, "")
 
 
 def test_an_optimizer_of_a_known_name_without_its_settings_is_known_by_its_rate_alone() -> None:
