@@ -25,13 +25,33 @@ class EndedBySignal(KeyboardInterrupt):
 
 
 def run_to_end(work: Callable[[], int]) -> int:
-    """The exit status of ``work``: its own, or 130 where Ctrl-C ended it, 143 for SIGTERM, 129 for SIGHUP."""
+    """The exit status of ``work``: its own, or 130 where Ctrl-C ended it, 143 for SIGTERM, 129 for SIGHUP.
+
+    What fails while it ends, as a library may that had only begun, is said, and changes nothing.
+    """
     try:
         with ending_in_order():
             return work()
     except KeyboardInterrupt as end:
-        print("interrupted", file=sys.stderr)
-        return 128 + (end.number if isinstance(end, EndedBySignal) else signal.SIGINT)
+        return _say_ended(end)
+    except Exception as problem:
+        cause = _find_end(problem)
+        if cause is None:
+            raise
+        print(f"while ending: {type(problem).__name__}: {problem}", file=sys.stderr)
+        return _say_ended(cause)
+
+
+def _say_ended(end: KeyboardInterrupt) -> int:
+    print("interrupted", file=sys.stderr)
+    return 128 + (end.number if isinstance(end, EndedBySignal) else signal.SIGINT)
+
+
+def _find_end(problem: BaseException | None) -> KeyboardInterrupt | None:
+    """What asked for the end in whose course the ``problem`` arose."""
+    while problem is not None and not isinstance(problem, KeyboardInterrupt):
+        problem = problem.__context__
+    return problem
 
 
 @contextmanager

@@ -236,6 +236,21 @@ def test_signals_end_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]
         assert saved.pop() == number
 
 
+def test_what_fails_while_a_command_ends_does_not_hide_that_it_was_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise RuntimeError("cannot join thread before it is started")
+
+    assert run_to_end(work) == 143
+    assert capsys.readouterr().err == (
+        "while ending: RuntimeError: cannot join thread before it is started\ninterrupted\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        run_to_end(lambda: 1 // 0)
+
+
 def test_a_signal_that_is_ignored_still_is() -> None:
     """What nohup starts outlives the terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
