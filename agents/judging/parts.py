@@ -24,6 +24,7 @@ from loopwright.inner_tasks.models import ModelSpec
 PARTS_EACH = 4  # that a worker is to have, where there are runs enough
 PHASES = (("runs", "searches"), ("replays",))  # kinds of parts that share a pool; a replay needs the run it repeats
 PARTS = "parts.jsonl"
+LANE_FLOPS, LEAST_LANES = 7e6, 8  # of a pass in all lanes: with more than that more lanes bring nothing, measured
 RUN_FLOPS = 1e4  # of a pass: what a run of the smallest models takes beside its arithmetic, measured in theirs
 Numbered = tuple[int, RunRecord]
 
@@ -127,6 +128,13 @@ OnPart = Callable[[Part, float, float], None]
 def estimate_flops(model: ModelSpec, runs: float) -> float:
     """What so many runs cost, in FLOPs of a pass; compiled they take time in proportion, within a factor of three."""
     return runs * (measure_cost(model).flops + RUN_FLOPS)
+
+
+def find_lanes(model: ModelSpec, lanes: int, per_lane: int = 1) -> int:
+    """Of so many ``lanes`` as many as pay: on large models eight are faster than 64. Where each lane is to have several
+    jobs one after another (``per_lane``), as many times fewer, so that the last end sooner."""
+    worth = int(2 ** round(math.log2(LANE_FLOPS / measure_cost(model).flops)))
+    return min(lanes, max(LEAST_LANES, worth) // per_lane)
 
 
 def work_on(parts: Sequence[Part], workers: int, on_part: OnPart | None) -> Iterator[tuple[Part, list[Numbered]]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, slice_evenly, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, find_lanes, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord, TracePoint
 from loopwright.agents.judging.workers import works_here
 from loopwright.envs.engine.library_lanes import LibraryLanes
@@ -80,10 +80,10 @@ def run_jobs(
 
     Args:
         jobs: controllers, tasks and seeds, in any mixture.
-        settings: with ``compile``, the loop is fused only for shapes of which there are ``lanes`` runs or more, with
+        settings: with ``compile``, the loop is fused only for shapes of which there are as many runs as lanes, with
             ``follow`` half as many: for fewer it does not pay.
-        lanes: runs side by side, at most; with ``follow`` no more than half of the jobs, lest those that are followed
-            by many others end up alone beside empty lanes.
+        lanes: runs side by side, at most: ``parts.find_lanes``; with ``follow`` no more than half of the jobs, lest
+            those that are followed by many others end up alone beside empty lanes.
         done: jobs that are not to be done again; they count where it is decided what to compile.
         ledgers: folder for the audit log of every run.
         on_run: called with each record when its run has ended.
@@ -123,10 +123,11 @@ def make_parts(
     for numbers in batches.values():
         own = [jobs[number] for number in numbers]
         runs = of_shape[own[0].task.shape_key]
-        fused = settings.compiles(lanes) and runs * per_lane >= lanes
+        most = find_lanes(own[0].task.model, lanes, per_lane)
+        fused = settings.compiles(lanes) and runs * per_lane >= most
         # A compiled tick exists per lane count, so a batch keeps its size even where most of its jobs are done.
-        width = min(lanes, math.ceil((runs if fused else len(own)) / per_lane))
-        parts.append(JobsPart(numbers, own, replace(settings, compile=fused), width, ledgers, lanes, kind))
+        width = min(most, math.ceil((runs if fused else len(own)) / per_lane))
+        parts.append(JobsPart(numbers, own, replace(settings, compile=fused), width, ledgers, most, kind))
     return parts
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from loopwright.agents.controllers.schedules import Scheduled
-from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, slice_evenly, work_on
+from loopwright.agents.judging.parts import Numbered, OnPart, estimate_flops, find_lanes, slice_evenly, work_on
 from loopwright.agents.judging.results import Key, RunRecord
 from loopwright.agents.judging.runner import Job, run_jobs
 from loopwright.agents.judging.workers import works_here
@@ -198,7 +198,7 @@ class SearchPart(NamedTuple):
     @property
     def full(self) -> int:
         of_seed = len(SAMPLERS) * len(self.tasks)
-        return of_seed * math.ceil(2 * self.lanes / of_seed)
+        return of_seed * math.ceil(2 * find_lanes(self.tasks[0].model, self.lanes, 2) / of_seed)
 
     @property
     def flops(self) -> float:

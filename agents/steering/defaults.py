@@ -9,6 +9,7 @@ from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.groups import BETA, LEARNING_RATE_ALONE, Groups
 from loopwright.agents.steering.limits import Limits
 from loopwright.envs.loop.checks import check_kind
+from loopwright.envs.loop.context import Context
 
 WHOLE_POLICY, ADAM_POLICY, PLAIN_POLICY = "core", "adamw", "lr-clip-average"
 # On the networks of a few thousand parameters that policies are trained on, averaging the weights does what momenta do,
@@ -43,3 +44,14 @@ def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[st
     momenta = MOMENTA if groups.means.momentum == BETA else {}
     own = plan["weight_decay"]
     return {field: limit for field, limit in {**momenta, "weight_decay": (own, own)}.items() if field in fields}
+
+
+def make_context(
+    groups: Groups, target: float | None, steps: int | None, samples: int | None, batch_size: int | None
+) -> Context:
+    """What a policy is told of a run; what is not known is withheld from it. For arguments see ``Steering``."""
+    microbatch = batch_size or 1
+    budget = None if steps is None else float(steps * microbatch)
+    known = Context(control=False, target=target, budget=budget, parameters=groups.size, samples=samples,
+                    microbatch=microbatch)  # fmt: skip
+    return known.without([] if samples and batch_size else ["size"])

@@ -109,6 +109,16 @@ class Groups:
         """Where the first of them is."""
         return self.parameters[0].device
 
+    @property
+    def size(self) -> int:
+        """How many numbers those are."""
+        return sum(p.numel() for p in self.parameters)
+
+    @property
+    def has_usual_rate(self) -> bool:
+        """Whether its learning rate is one of AdamW's kind."""
+        return self.whole is None and self.means.momentum == BETA
+
     def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The optimizer's average of the gradients of each; zeros where it has none yet."""
         found = []

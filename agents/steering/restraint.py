@@ -1,4 +1,4 @@
-"""Restraint: what lies between a policy's choice and what is set: limits, the cooldown, the first of the processes."""
+"""Restraint: what lies between a policy and what is set: usual rates, limits, cooldown, the first of the processes."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -11,16 +11,21 @@ from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.limits import Limits, check_limits, is_held, keep_within
 from loopwright.agents.steering.pace import Cooldown
 from loopwright.agents.steering.processes import follow_first
+from loopwright.agents.steering.usual_rate import blend_rates, find_rate_scale, find_usual_rate
+from loopwright.envs.loop.checks import check_number
 from loopwright.envs.loop.knobs import Knob
 
 
 class Restraint:
-    """Limits hold for what the policy chooses; the cooldown goes on from there, below them too, and is hidden from it.
+    """Limits hold for what the policy chooses; the cooldown goes on from there, below them too.
+
+    Neither that nor by how much the rates of a large network are smaller is seen by the policy.
 
     Args:
         given: the user's limits, beside which those by default hold for the other fields; {} frees all.
         fields: of the plan, which the policy moves.
         steps, share: see ``Cooldown``.
+        trust: how much the optimizer's own learning rate counts beside the usual one, 0 to 1.
 
     Attributes:
         limits: those that hold, of the user and by default.
@@ -28,17 +33,32 @@ class Restraint:
     """
 
     def __init__(
-        self, given: Mapping[str, tuple[float, float]] | None, fields: Collection[str], steps: int | None, share: float
+        self,
+        given: Mapping[str, tuple[float, float]] | None,
+        fields: Collection[str],
+        steps: int | None,
+        share: float,
+        trust: float,
     ) -> None:
+        check_number("rate_trust", trust, "be from 0 to 1", 0, 1)
         self._given, self._fields = None if given is None else check_limits(given), fields
-        self._cooldown = Cooldown(steps, share)
+        self._cooldown, self._trust = Cooldown(steps, share), trust
         self.limits: Limits = {}
-        self.level = self._next = 1.0
+        self._scale = self.level = self._next = 1.0
 
     def meet(self, groups: Groups, plan: Mapping[str, float]) -> None:
         """Settle the limits for an optimizer's ``groups``, from the ``plan`` in force."""
         own = self._given or {}
         self.limits = {} if self._given == {} else find_limits(groups, groups.read(plan), self._fields) | own
+
+    def begin(self, groups: Groups, plan: Mapping[str, float]) -> dict[str, float]:
+        """What to begin with instead of the ``plan`` that the optimizer came with: see ``usual_rate``."""
+        self.meet(groups, plan)
+        if not groups.has_usual_rate or "learning_rate" not in self._fields:
+            return dict(plan)
+        self._scale = self.level = self._next = find_rate_scale(groups.size)
+        usual = find_usual_rate(groups.size)
+        return {**plan, "learning_rate": blend_rates(plan["learning_rate"], usual, self._trust)}
 
     def say_what_is_off(self, optimizer: Optimizer, knobs: Sequence[Knob], steered: Sequence[bool]) -> None:
         """Warn of ``knobs`` that have no counterpart in the optimizer, unless limits hold them anyway."""
@@ -49,8 +69,10 @@ class Restraint:
 
     def hold(self, chosen: Mapping[str, float], iterations: int, every: int, device: torch.device) -> dict[str, float]:
         """The plan to set instead of the one ``chosen``, for the next ``every`` iterations after so many."""
-        kept, self._next = keep_within(chosen, self.limits), self._cooldown.find_level(iterations, every)
-        return follow_first({**kept, "learning_rate": kept["learning_rate"] * self._next}, device)
+        scaled = {**chosen, "learning_rate": chosen["learning_rate"] * self._scale}
+        kept, cooled = keep_within(scaled, self.limits), self._cooldown.find_level(iterations, every)
+        self._next = self._scale * cooled
+        return follow_first({**kept, "learning_rate": kept["learning_rate"] * cooled}, device)
 
     def take_force(self) -> None:
         """What ``hold`` gave has been set."""

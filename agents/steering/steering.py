@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
 from loopwright.agents.steering.closure import arrive_after_closure
-from loopwright.agents.steering.defaults import choose_policy
+from loopwright.agents.steering.defaults import choose_policy, make_context
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
@@ -30,9 +30,10 @@ from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
 from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
+from loopwright.agents.steering.usual_rate import RATE_TRUST
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
-from loopwright.envs.loop.context import Context, check_prices
+from loopwright.envs.loop.context import check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, VERDICTS
 from loopwright.envs.loop.memory import load_memory, save_memory
@@ -52,6 +53,8 @@ class Steering:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that comes along; None: that for such an optimizer.
         steps: iterations there will be; None where that is open.
+        rate_trust: how much the learning rate that AdamW or its kin came with counts beside the one that is usual for
+            networks of such size (``usual_rate``), as a weight of its logarithm, 0 to 1; 1: the policy begins with it.
         cooldown: share of ``steps``, at their end, over which the learning rate that the policy chooses is taken to
             zero in a line (as in warm-up, stable, decay: Hu et al. 2024), 0 to 1; 0, or no ``steps``: it is not.
         every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
@@ -88,6 +91,7 @@ class Steering:
         policy: Policy | Path | str | None = None,
         steps: int | None = None,
         *,
+        rate_trust: float = RATE_TRUST,
         cooldown: float = COOLDOWN,
         every: int | None = None,
         target: float | None = None,
@@ -106,15 +110,14 @@ class Steering:
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
         self.groups = Groups(optimizer)
         self.policy = choose_policy(policy, self.groups)
-        settings = self.policy.training.get("settings", {})
-        self._first = int(settings.get("ticks_per_decision", 16)) if every is None else every
+        self._first = every or int(self.policy.training.get("settings", {}).get("ticks_per_decision", 16))
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
         self.steps, self.advise = steps, advise
         self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        self._restraint = Restraint(limits, [knob.field for knob in self.policy.knobs.knobs], steps, cooldown)
-        self._restraint.meet(self.groups, self.plan)
+        self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], steps, cooldown, rate_trust)
+        self.plan = self._restraint.begin(self.groups, self.plan)
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._loader: SteeredLoader | None = None
@@ -123,10 +126,7 @@ class Steering:
         self.stopped: str | None = None
         self._average = WeightAverage([] if model is None else model.buffers())
         self._observer = Observer()
-        self._context = Context(
-            control=False, target=target, budget=None if steps is None else float(steps * (batch_size or 1)),
-            parameters=sum(p.numel() for p in self.groups.parameters), samples=samples, microbatch=batch_size or 1,
-        ).without([] if samples and batch_size else ["size"])  # fmt: skip
+        self._context = make_context(self.groups, target, steps, samples, batch_size)
         self._observer.begin([0], np.ones(1), [self._context])
         self._begin_prices(prices)
         self._guard = LoopGuard(make_slots(optimizer, model, snapshots), guard) if guard else None
@@ -266,7 +266,7 @@ class Steering:
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
             self._restraint.say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered)
-            self._turn(self.groups.read(self.plan), None, FINE)
+            self._turn(self._restraint.begin(self.groups, self.groups.read(self.plan)), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
         if self.groups.whole is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loopwright.agents.controllers.tuned import load_competitors
 from loopwright.agents.judging.parts import (
     PARTS,
     Numbered,
@@ -14,15 +15,18 @@ from loopwright.agents.judging.parts import (
     PartsFile,
     PartTime,
     cut_parts,
+    find_lanes,
     read_parts,
     simulate,
     work_on,
 )
 from loopwright.agents.judging.results import RunRecord
+from loopwright.agents.judging.runner import Job, make_parts
 from loopwright.agents.judging.search import SAMPLERS, make_searches
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.inner_tasks import get_task
+from loopwright.inner_tasks.models import MLP, RecurrentNet, Transformer
 from loopwright.scripts.main import main
 
 TIME = PartTime(0, "runs", "MLP", 640, 64, 64, 640.0, 2.0, 62.0)
@@ -79,6 +83,27 @@ def test_searches_are_cut_at_seeds_and_only_while_batches_stay_as_wide() -> None
         assert len(parts) == expected
         assert all(part.runs == studies * len(part.seeds) for part in parts)  # type: ignore[attr-defined]
         assert all(part.runs >= 2 * lanes for part in parts) or expected == 1
+
+
+def test_large_models_get_no_more_lanes_than_pay() -> None:
+    transformer = Transformer(
+        steps=24, inputs=32, width=32, heads=2, layers=1, outputs=32, every_step=True, tokens=True
+    )
+    recurrent = RecurrentNet(steps=16, inputs=16, width=32, layers=1, outputs=16, every_step=True, tokens=True)
+    small = MLP(64, (32, 32), 10)
+    assert [find_lanes(model, 64) for model in (small, recurrent, transformer)] == [64, 16, 8]
+    assert [find_lanes(model, 64, per_lane=2) for model in (small, recurrent, transformer)] == [64, 8, 4]
+    assert find_lanes(transformer, 3) == 3
+
+
+def test_runs_of_a_large_model_are_cut_finer() -> None:
+    """To the lanes that pay, each part as wide as if it had not been cut."""
+    for name, lanes in (("breast-cancer:1", 64), ("grammar:1", 16)):
+        jobs = [Job(load_competitors(["constant"])[0], get_task(name), seed) for seed in range(128)]
+        (whole,) = make_parts(jobs, EpisodeSettings(), 64, ())
+        parts = cut_parts([whole], 64)
+        assert len(parts) == 128 // lanes
+        assert {(part.least, part.full) for part in parts} == {(lanes, lanes)}
 
 
 def test_the_schedule_of_many_workers() -> None:
