@@ -6,12 +6,12 @@ from types import NoneType
 
 from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.controllers.policy import Policy
-from loopwright.agents.steering.groups import BETA, LEARNING_RATE_ALONE, Groups
+from loopwright.agents.steering.groups import LEARNING_RATE_ALONE, Groups
 from loopwright.agents.steering.limits import Limits
 from loopwright.envs.loop.checks import check_kind
 from loopwright.envs.loop.context import Context
 
-WHOLE_POLICY, ADAM_POLICY, PLAIN_POLICY = "core", "adamw", "lr-clip-average"
+WHOLE_POLICY, ADAM_POLICY, PLAIN_POLICY = "all", "adamw", "lr-clip-average"
 # On the networks of a few thousand parameters that policies are trained on, averaging the weights does what momenta do,
 # and these go to 0 and 0.5. On larger ones, with a cooldown and batch norm, they are worth having.
 MOMENTA: Limits = {"momentum": (0.6, 0.9), "second_momentum": (0.9, 0.99)}
@@ -31,17 +31,17 @@ def choose_policy(policy: Policy | Path | str | None, groups: Groups) -> Policy:
 def _name_policy(groups: Groups) -> str:
     if groups.whole is not None:
         return WHOLE_POLICY
-    return ADAM_POLICY if groups.means.momentum == BETA else PLAIN_POLICY
+    return ADAM_POLICY if groups.has_adam_means else PLAIN_POLICY
 
 
 def find_limits(groups: Groups, plan: Mapping[str, float], fields: Collection[str]) -> Limits:
-    """Of ``fields``, which a policy moves: those of ``MOMENTA`` for an optimizer with betas; the decay stays as it is.
+    """Of ``fields``, which a policy moves: those of ``MOMENTA`` for one of AdamW's kin; the decay stays as it is.
 
-    A ``PlanOptimizer`` has none, nor has an optimizer of which nothing but the learning rate is known.
+    An optimizer of which nothing but the learning rate is known has none.
     """
-    if groups.whole is not None or groups.means is LEARNING_RATE_ALONE:
+    if groups.whole is None and groups.means is LEARNING_RATE_ALONE:
         return {}
-    momenta = MOMENTA if groups.means.momentum == BETA else {}
+    momenta = MOMENTA if groups.has_adam_means else {}
     own = plan["weight_decay"]
     return {field: limit for field, limit in {**momenta, "weight_decay": (own, own)}.items() if field in fields}
 

@@ -115,9 +115,11 @@ class Groups:
         return sum(p.numel() for p in self.parameters)
 
     @property
-    def has_usual_rate(self) -> bool:
-        """Whether its learning rate is one of AdamW's kind."""
-        return self.whole is None and self.means.momentum == BETA
+    def has_adam_means(self) -> bool:
+        """Whether its learning rate and momenta are of AdamW's kind, as those of all rules of a plan but SGD are."""
+        if self.whole is not None:
+            return bool(self.optimizer.param_groups[0]["rule"] != "sgd")
+        return self.means.momentum == BETA
 
     def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The optimizer's average of the gradients of each; zeros where it has none yet."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -54,7 +55,7 @@ class Restraint:
     def begin(self, groups: Groups, plan: Mapping[str, float]) -> dict[str, float]:
         """What to begin with instead of the ``plan`` that the optimizer came with: see ``usual_rate``."""
         self.meet(groups, plan)
-        if not groups.has_usual_rate or "learning_rate" not in self._fields:
+        if not groups.has_adam_means or "learning_rate" not in self._fields:
             return dict(plan)
         self._scale = self.level = self._next = find_rate_scale(groups.size)
         usual = find_usual_rate(groups.size)
@@ -81,3 +82,10 @@ class Restraint:
     def undo(self, plan: Mapping[str, float]) -> dict[str, float]:
         """A plan that is in force, as the policy has chosen it."""
         return {**plan, "learning_rate": plan["learning_rate"] / self.level}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed job's optimizer, whose settings have been steered, no longer tells."""
+        return {"level": self.level, "scale": self._scale, "limits": dict(self.limits)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.level, self._scale, self.limits = state["level"], state["scale"], dict(state["limits"])

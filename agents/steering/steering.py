@@ -370,23 +370,23 @@ class Steering:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed job needs to go on exactly; beside the model's and the optimizer's own."""
         return {
-            "plan": dict(self.plan), "decisions": self.decisions, "updates": self.updates,
-            "count": self._count, "ticks": self._ticks, "prices": self.prices,
+            "plan": dict(self.plan), "prices": self.prices, "restraint": self._restraint.state_dict(),
+            "made": (self.decisions, self.updates, self.iterations, self._count, self._ticks),
             "begun": self._begun, "own": self._own.groups, "stopped": self.stopped, "control": self._control,
-            "seen": torch.from_numpy(self._seen.copy()), "iterations": self.iterations,
+            "seen": torch.from_numpy(self._seen.copy()),
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
             "observer": save_memory(self._observer, ("arithmetic", "_xp")),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
-            "memory": None if self._memory is None else self._memory.tolist(), "level": self._restraint.level,
+            "memory": None if self._memory is None else self._memory.tolist(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict``; the model and the optimizer have been brought back already."""
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
-        self._begun, self._own.groups, self._restraint.level = state["begun"], list(state["own"]), state["level"]
-        self.decisions, self.updates, self._count = state["decisions"], state["updates"], state["count"]
-        self._ticks, self.iterations = state["ticks"], state["iterations"]
+        self._begun, self._own.groups = state["begun"], list(state["own"])
+        self._restraint.load_state_dict(state["restraint"])
+        self.decisions, self.updates, self.iterations, self._count, self._ticks = state["made"]
         self._record.go_back(self.decisions if self._begun else -1)
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])

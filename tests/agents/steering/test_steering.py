@@ -292,7 +292,7 @@ def test_the_rate_cools_down_to_the_end() -> None:
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        *(("AdamW", "adamw"), ("Adam", "adamw"), ("NAdam", "adamw"), ("PlanOptimizer", "core")),
+        *(("AdamW", "adamw"), ("Adam", "adamw"), ("NAdam", "adamw"), ("PlanOptimizer", "all")),
         *((name, "lr-clip-average") for name in ("SGD", "RMSprop", "Adagrad")),
     ],
 )

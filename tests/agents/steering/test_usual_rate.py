@@ -95,7 +95,8 @@ def test_limits_are_for_the_rate_that_is_set() -> None:
     ("make", "moves"),
     [
         (lambda p: torch.optim.SGD(p, lr=0.1), "lr"),
-        (lambda p: PlanOptimizer(p, 0.1), "lr"),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1), "lr"),
+        (lambda p: PlanOptimizer(p, 0.1, rule="sgd"), "lr"),
         (lambda p: torch.optim.AdamW(p, lr=0.1), "average"),
     ],
 )
@@ -103,6 +104,12 @@ def test_other_rates_and_rates_that_are_not_steered_are_left_alone(make, moves: 
     loop = Loop(make)
     steering = loop.attach(policy=make_policy(moves=moves), rate_trust=0.0)
     assert steering.plan["learning_rate"] == pytest.approx(0.1)
+
+
+def test_an_optimizer_that_can_do_all_begins_there_too() -> None:
+    loop = Loop(lambda p: PlanOptimizer(p, 0.1))
+    size = sum(p.numel() for p in loop.model.parameters())
+    assert loop.attach(rate_trust=0.0).plan["learning_rate"] == pytest.approx(find_usual_rate(size))
 
 
 @pytest.mark.parametrize("trust", [-0.1, 1.1, math.nan])
