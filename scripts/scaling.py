@@ -39,32 +39,25 @@ def main(config: Config) -> None:
     times = read_parts(config.folder / PARTS)
     if not times:
         raise LoopwrightError(f"{config.folder / PARTS} holds no part: nothing was left to be done when it was written")
-    phases = simulate(times, config.workers, config.scale)
-    alone = sum(phase.seconds for phase in simulate(times, 1, config.scale))
-    work, seconds = sum(phase.work for phase in phases), sum(phase.seconds for phase in phases)
-    efficiency = work / (config.workers * seconds)
+    schedule = simulate(times, config.workers, config.scale)
+    alone = simulate(times, 1, config.scale).seconds
+    busy = schedule.work / (config.workers * schedule.seconds)
     if config.json:
-        print(
-            json.dumps(
-                {"phases": [p._asdict() for p in phases], "seconds": seconds, "alone": alone, "efficiency": efficiency}
-            )
-        )
+        print(json.dumps({**schedule._asdict(), "alone": alone, "efficiency": busy}))
         return
-    rows = tuple(
-        (
-            " and ".join(phase.kinds), str(phase.parts), f"{phase.work:.0f}", f"{phase.setup:.0f}",
-            f"{phase.longest:.0f}", f"{phase.seconds:.0f}", f"{phase.work / (config.workers * phase.seconds):.0%}",
-        )
-        for phase in phases
-    )  # fmt: skip
     columns = (
-        "phase", "parts", "work in s", "compiling in s", "longest part in s", "until the last has ended in s",
+        "parts",
+        "work in s",
+        "compiling in s",
+        "longest part in s",
+        "until the last has ended in s",
         "efficiency",
-    )  # fmt: skip
-    print_tables([Table(f"{config.workers} workers", columns, rows)], Console(width=max(120, Console().width)))
+    )
+    row = (str(schedule.parts), *(f"{seconds:.0f}" for seconds in schedule[1:]), f"{busy:.0%}")
+    print_tables([Table(f"{config.workers} workers", columns, (row,))], Console(width=max(120, Console().width)))
     print(
-        f"all phases: {seconds:.0f} s on {config.workers} workers, which are busy for {efficiency:.0%} of it; "
-        f"one alone takes {alone:.0f} s, {alone / seconds:.1f} times as long"
+        f"{config.workers} workers are busy for {busy:.0%} of {schedule.seconds:.0f} s; "
+        f"one alone takes {alone:.0f} s, {alone / schedule.seconds:.1f} times as long"
     )
 
 

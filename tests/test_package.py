@@ -18,7 +18,8 @@ FOLDERS = ("inner_tasks", "envs", "agents", "scripts")
 DATA = ("py.typed", "envs/engine/prices.json", "inner_tasks/targets.json", "inner_tasks/checksums.json",
         "agents/controllers/tuned.json", "agents/controllers/shipped/core.safetensors",
         "agents/controllers/shipped/adamw.safetensors", "agents/controllers/shipped/all.safetensors",
-        "agents/controllers/shipped/lr-clip-average.safetensors", "agents/controllers/shipped/lr-momentum.safetensors",
+        "agents/controllers/shipped/clip.safetensors", "agents/controllers/shipped/lr-clip-average.safetensors",
+        "agents/controllers/shipped/lr-momentum.safetensors",
         "agents/judging/report.html.jinja")  # fmt: skip
 
 

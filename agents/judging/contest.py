@@ -1,7 +1,8 @@
 """Contest: the four stages of an evaluation, each of which goes on where it was interrupted.
 
 The runs that go side by side, the searches with a tuning budget, the agent's own schedules replayed without feedback,
-and how long everything takes in a plain loop. The first two wait for nobody: workers have them in one pool.
+and how long everything takes in a plain loop. Workers have the first three in one pool, which the replays of a task
+join when the agent's runs on it have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,27 +44,54 @@ class Contest:
     progress: Progress
     rate_spread: float = 0.0
 
-    def run_all(self, logged: Sequence[Entrant], *, searches: bool) -> None:
-        """Every method's runs, with an audit log of those of the ``logged``, and the searches with a tuning budget."""
+    def run_all(self, logged: Sequence[Entrant], *, searches: bool, replays: bool) -> None:
+        """Every method's runs, with an audit log of those of the ``logged``, the searches with a tuning budget, and
+        the agent's schedules replayed."""
         jobs, done = [job for entrant in self.field for job in self._jobs(entrant)], self.results.done
         self.progress("runs", len(done & {job.key for job in jobs}))
         if searches:
             names = list_searches()
             wanted = {Key(name, 0, task.name, seed) for name in names for task in self.tasks for seed in self.seeds}
             self.progress("searches", len(done & wanted))
+        if replays:
+            self.progress("replays", sum(key.method == OPEN_LOOP for key in done))
         for entrant in logged:
             self._run(self._jobs(entrant), "runs", self.results.path.parent / "ledgers" / entrant.name)
         if works_here(self.workers):
             self._run(jobs, "runs")
             if searches:
                 self._search()
-            return
-        parts: list[Part] = list(make_parts(jobs, self.settings, self.lanes, done))
+        else:
+            self._share(jobs, searches, replays)
+        if replays:
+            self._run(self._list_replays()[0], "replays")
+
+    def _share(self, jobs: Sequence[Job], searches: bool, replays: bool) -> None:
+        """Workers do it all, but for such replays as came too late to join them."""
+        first, others = list[Part](), list[Part]()
+        for part in make_parts(jobs, self.settings, self.lanes, self.results.done):
+            awaited = any(job.controller.name == AGENT for job in part.jobs)
+            (first if awaited else others).append(part)
         if searches:
-            parts += make_searches(self.tasks, self.seeds, self.settings, self.lanes, done)
-        for part, found in work_on(parts, self.workers, self.parts.add):
+            others += make_searches(self.tasks, self.seeds, self.settings, self.lanes, self.results.done)
+        find_more = self._find_replays(set()) if replays else tuple
+        for done, found in work_on(others, self.workers, self.parts.add, first=first, find_more=find_more):
             for _, record in found:
-                self._keep(record, part.kind)
+                self._keep(record, done.kind)
+
+    def _find_replays(self, given: set[Key]) -> Callable[[], Sequence[Part]]:
+        """A function that gives, whenever it is called, the replays that have become possible since."""
+
+        def find() -> Sequence[Part]:
+            jobs, possible = self._list_replays()
+            new = possible - given - self.results.done
+            if not new:
+                return ()
+            given.update(new)
+            others = {job.key for job in jobs} - new
+            return make_parts(jobs, self.settings, self.lanes, others, kind="replays")
+
+        return find
 
     def _search(self) -> None:
         run_searches(
@@ -78,21 +106,26 @@ class Contest:
         self.results.append(record)
         self.progress(kind, 1)
 
-    def run_replays(self) -> None:
-        """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.
+    def _list_replays(self) -> tuple[list[Job], set[Key]]:
+        """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback. And
+        which are possible, since all of its runs on the task have ended.
 
         From the seed that it comes from, the second cheapest is replayed; with a single seed, the agent's only one.
         """
-        jobs = []
+        jobs, possible = list[Job](), set[Key]()
+        of_task: dict[str, list[RunRecord]] = {}
+        for record in list(self.results.records):
+            if (record.method, record.training) == (AGENT, 0):
+                of_task.setdefault(record.task, []).append(record)
         for task in self.tasks:
-            own = [r for r in self.results.records if (r.method, r.training, r.task) == (AGENT, 0, task.name)]
-            own.sort(key=lambda r: (r.cost, r.seed))
+            own = sorted(of_task.get(task.name, ()), key=lambda r: (r.cost, r.seed))
             for seed in self.seeds:
-                source = next((r for r in own if r.seed != seed), own[0])
-                plans = tuple(point.plan for point in source.trace)
+                source = next((r for r in own if r.seed != seed), own[0] if own else None)
+                plans = (LoopPlan(),) if source is None else tuple(point.plan for point in source.trace)
                 jobs.append(Job(OpenLoop(plans, OPEN_LOOP), task, seed))
-        self.progress("replays", len(self.results.done & {job.key for job in jobs}))
-        self._run(jobs, "replays")
+                if {record.seed for record in own} >= set(self.seeds):
+                    possible.add(jobs[-1].key)
+        return jobs, possible
 
     def time(self, timings: TimingsFile, searches: Sequence[str] = ()) -> None:
         """What a geq of every method costs in seconds, task by task; the ``searches`` as one of their trials."""

@@ -95,9 +95,7 @@ def judge(
         timings = TimingsFile(folder / TIMINGS, header, prints)
         contest = Contest(field, rival, tasks, paired, results, parts, lanes, settings, workers, progress, rate_spread)
         with limit_threads(1):
-            contest.run_all(contestants if ledgers else (), searches=everything and searches)
-            if everything:
-                contest.run_replays()
+            contest.run_all(contestants if ledgers else (), searches=everything and searches, replays=everything)
         contest.time(timings, list_searches() if everything and searches else [])
     return _evaluate(contest, controllers, members, timings.records, searches)
 

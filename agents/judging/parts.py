@@ -1,14 +1,16 @@
 """Parts: what the runs of an evaluation are divided into for workers, how long each took, and how busy many would be.
 
-Parts that do not wait for one another share one pool, the dearest first, so that workers end at nearly the same time.
+All parts share one pool, the dearest first, so that workers end at nearly the same time; what has to wait for others
+joins it when it can.
 How long each takes is kept beside the results; from that ``simulate`` says how well so many workers would be used.
 """
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -20,12 +22,13 @@ from loopwright.agents.judging.workers import work_apart
 from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.loop.untrusted import Count, Name, Positive, demand, strict
 from loopwright.inner_tasks.models import ModelSpec
+from loopwright.inner_tasks.task import Task
 
-PARTS_EACH = 4  # that a worker is to have, where there are runs enough
-PHASES = (("runs", "searches"), ("replays",))  # kinds of parts that share a pool; a replay needs the run it repeats
+PARTS_EACH = 24  # that a worker is to have, where there are runs enough
+PART_KINDS = ("runs", "searches", "replays")  # of parts
 PARTS = "parts.jsonl"
 LANE_FLOPS, LEAST_LANES = 7e6, 8  # of a pass in all lanes: with more than that more lanes bring nothing, measured
-RUN_FLOPS = 1e4  # of a pass: what a run of the smallest models takes beside its arithmetic, measured in theirs
+RUN_FLOPS = 3e4  # of a pass: what a run takes beside its arithmetic, measured in that
 Numbered = tuple[int, RunRecord]
 
 
@@ -33,7 +36,7 @@ class Part(Protocol):
     """Runs that one worker does, on tasks of one shape.
 
     Attributes:
-        kind: one of those in ``PHASES``.
+        kind: one of ``PART_KINDS``.
         model: what is trained.
         runs: how many there are.
         least: below so many runs it is not cut: they would be done in other batches, and could come out otherwise.
@@ -95,7 +98,7 @@ def _check(header: Header, time: PartTime) -> None:
     demand(time.runs > 0, "a part has runs")
     demand(0 < time.least <= time.full, f"least must lie in 1 to {time.full}, got {time.least}")
     demand(time.setup <= time.seconds, f"setup took {time.setup} of {time.seconds} seconds")
-    demand(any(time.kind in kinds for kinds in PHASES), f"kind {time.kind!r}")
+    demand(time.kind in PART_KINDS, f"kind {time.kind!r}")
 
 
 PARTS_KIND = RecordKind[PartTime](
@@ -125,9 +128,13 @@ def read_parts(path: Path) -> list[PartTime]:
 OnPart = Callable[[Part, float, float], None]
 
 
-def estimate_flops(model: ModelSpec, runs: float) -> float:
-    """What so many runs cost, in FLOPs of a pass; compiled they take time in proportion, within a factor of three."""
-    return runs * (measure_cost(model).flops + RUN_FLOPS)
+def estimate_flops(tasks: Sequence[Task]) -> float:
+    """What a run on each of these tasks, of one shape, costs, nearly: the FLOPs of a pass for every geq of its C*.
+
+    Compiled, parts take time in proportion within a factor of two.
+    """
+    length = sum(1.0 if task.calibration is None else task.calibration.cost for task in tasks)
+    return length * (measure_cost(tasks[0].model).flops + RUN_FLOPS)
 
 
 def find_lanes(model: ModelSpec, lanes: int, per_lane: int = 1) -> int:
@@ -137,13 +144,39 @@ def find_lanes(model: ModelSpec, lanes: int, per_lane: int = 1) -> int:
     return min(lanes, max(LEAST_LANES, worth) // per_lane)
 
 
-def work_on(parts: Sequence[Part], workers: int, on_part: OnPart | None) -> Iterator[tuple[Part, list[Numbered]]]:
-    """What comes of the parts, cut for so many workers, each when it has ended; ``on_part`` hears how long it took."""
-    dearest_first = sorted(cut_parts(parts, workers), key=lambda part: -part.flops)
-    for number, (records, setup, seconds) in work_apart(_work, enumerate(dearest_first), workers):
+def work_on(
+    parts: Sequence[Part],
+    workers: int,
+    on_part: OnPart | None,
+    *,
+    first: Sequence[Part] = (),
+    find_more: Callable[[], Sequence[Part]] = tuple,
+) -> Iterator[tuple[Part, list[Numbered]]]:
+    """What comes of the parts, cut for so many workers, each when it has ended; ``on_part`` hears how long it took.
+
+    Those that others wait for come ``first``. ``find_more`` is asked, before each part is given out, for such as need
+    wait no longer; what it still has not given when all others are out is not done.
+    """
+    most = _find_most([*first, *parts], workers)
+    given: list[Part] = []
+
+    def give() -> Iterator[tuple[int, Part]]:
+        waiting = [(-piece.flops, number, piece) for number, piece in enumerate(_cut(parts, most))]
+        heapq.heapify(waiting)
+        begun = deque(sorted(_cut(first, most), key=lambda part: -part.flops))
+        numbers = count(len(waiting))
+        while True:
+            for piece in _cut(find_more(), most):
+                heapq.heappush(waiting, (-piece.flops, next(numbers), piece))
+            if not begun and not waiting:
+                return
+            given.append(begun.popleft() if begun else heapq.heappop(waiting)[-1])
+            yield len(given) - 1, given[-1]
+
+    for number, (records, setup, seconds) in work_apart(_work, give(), workers):
         if on_part is not None:
-            on_part(dearest_first[number], setup, seconds)
-        yield dearest_first[number], records
+            on_part(given[number], setup, seconds)
+        yield given[number], records
 
 
 def _work(number: int, part: Part) -> tuple[int, tuple[list[Numbered], float, float]]:
@@ -153,7 +186,15 @@ def _work(number: int, part: Part) -> tuple[int, tuple[list[Numbered], float, fl
 
 def cut_parts(parts: Sequence[Part], workers: int) -> list[Part]:
     """The same runs in parts that are small enough for so many workers to end at nearly the same time."""
-    most = sum(part.flops for part in parts) / (PARTS_EACH * workers)
+    return _cut(parts, _find_most(parts, workers))
+
+
+def _find_most(parts: Sequence[Part | PartTime], workers: int) -> float:
+    """What a part may cost at most, that can be cut."""
+    return sum(part.flops for part in parts) / (PARTS_EACH * workers)
+
+
+def _cut(parts: Sequence[Part], most: float) -> list[Part]:
     return [piece for part in parts for piece in part.cut(_count_pieces(part, most))]
 
 
@@ -168,10 +209,9 @@ def _count_pieces(part: Part | PartTime, most: float) -> int:
 
 
 class Schedule(NamedTuple):
-    """What one phase would take: parts, seconds of work, of that until first decisions (where loops are compiled),
-    of the longest part, and until all have ended."""
+    """What it would take: parts, seconds of work, of that until first decisions (where loops are compiled), of the
+    longest part, and until all have ended."""
 
-    kinds: tuple[str, ...]
     parts: int
     work: float
     setup: float
@@ -179,31 +219,29 @@ class Schedule(NamedTuple):
     seconds: float
 
 
-def simulate(times: Sequence[PartTime], workers: int, scale: int = 1) -> list[Schedule]:
-    """The phases of an evaluation whose parts took so long, on so many workers of the same speed.
+def simulate(times: Sequence[PartTime], workers: int, scale: int = 1) -> Schedule:
+    """An evaluation whose parts took so long, on so many workers of the same speed.
 
-    Parts are put together by kind, model and what they may be cut to, and cut as ``work_on`` would cut them; each piece
-    takes the setup, and its share of the rest. Given to whoever is free, in the order of ``work_on``. With a ``scale``,
-    there are so many times the runs.
+    Parts are put together by kind, model and what they may be cut to, and cut as ``work_on`` would cut them. Pieces are
+    given to whoever is free, the dearest first, as if nothing that waits for others came too late for that; each takes
+    its share of the work, and of a worker's pieces of one part the first the setup, since loops stay compiled. With a
+    ``scale``, there are so many times the runs.
     """
-    found = []
-    for kinds in PHASES:
-        whole = [_scale(own, scale) for own in _put_together([time for time in times if time.kind in kinds])]
-        if not whole:
-            continue
-        most = sum(time.flops for time in whole) / (PARTS_EACH * workers)
-        pieces: list[tuple[float, float]] = []
-        setup = 0.0
-        for time in whole:
-            count = _count_pieces(time, most)
-            pieces += [(time.flops / count, time.setup + (time.seconds - time.setup) / count)] * count
-            setup += time.setup * count
-        free = [0.0] * workers
-        for _, seconds in sorted(pieces, key=lambda piece: -piece[0]):
-            heapq.heapreplace(free, free[0] + seconds)
-        lengths = [seconds for _, seconds in pieces]
-        found.append(Schedule(kinds, len(pieces), sum(lengths), setup, max(lengths), max(free)))
-    return found
+    whole = [_scale(own, scale) for own in _put_together(times)]
+    most = _find_most(whole, workers)
+    pieces = [(time, cuts) for time in whole for cuts in [_count_pieces(time, most)] for _ in range(cuts)]
+    pieces.sort(key=lambda piece: -piece[0].flops / piece[1])
+    free = [(0.0, worker) for worker in range(workers)]
+    compiled: list[set[PartTime]] = [set() for _ in free]
+    lengths, setup = [], 0.0
+    for time, cuts in pieces:
+        begun, worker = free[0]
+        own = 0.0 if time in compiled[worker] else time.setup
+        compiled[worker].add(time)
+        lengths.append(own + (time.seconds - time.setup) / cuts)
+        setup += own
+        heapq.heapreplace(free, (begun + lengths[-1], worker))
+    return Schedule(len(pieces), sum(lengths), setup, max(lengths, default=0.0), max(end for end, _ in free))
 
 
 def _put_together(times: Sequence[PartTime]) -> list[PartTime]:

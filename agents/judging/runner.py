@@ -156,7 +156,7 @@ class JobsPart(NamedTuple):
 
     @property
     def flops(self) -> float:
-        return estimate_flops(self.jobs[0].task.model, len(self.jobs))
+        return estimate_flops([job.task for job in self.jobs])
 
     def cut(self, pieces: int) -> list["JobsPart"]:
         own = slice_evenly(len(self.jobs), pieces)

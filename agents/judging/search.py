@@ -202,7 +202,7 @@ class SearchPart(NamedTuple):
 
     @property
     def flops(self) -> float:
-        return estimate_flops(self.tasks[0].model, TRIALS_EXPECTED * self.runs)
+        return TRIALS_EXPECTED * len(SAMPLERS) * len(self.seeds) * estimate_flops(self.tasks)
 
     def cut(self, pieces: int) -> list["SearchPart"]:
         return [self._replace(seeds=self.seeds[piece]) for piece in slice_evenly(len(self.seeds), pieces)]

@@ -1,6 +1,7 @@
 """The judge as a whole, on one small task: every method runs, ties are ties, and nobody sees the target split."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from loopwright.agents.judging.contest import Contest
 from loopwright.agents.judging.entrants import AGENT, find_factor, group_trainings, scale_start
 from loopwright.agents.judging.evaluation import OPEN_LOOP, ORACLE, Evaluation
 from loopwright.agents.judging.judge import RANDOM_POLICY, RESULTS, count_runs, judge
-from loopwright.agents.judging.parts import cut_parts
+from loopwright.agents.judging.parts import PARTS, cut_parts, read_parts
 from loopwright.agents.judging.report import write_report
 from loopwright.agents.judging.results import ResultsFile, RunRecord, TracePoint, read_results
 from loopwright.agents.judging.runner import Job, JobsPart, run_controller, run_jobs
@@ -91,6 +92,28 @@ def test_every_method_of_the_protocol_runs(everything: tuple[Evaluation, Path, C
         assert record.easier_cost <= record.cost  # it is held when the target is, if not before
     _, kept = read_results(folder / RESULTS)
     assert [r.key for r in kept] == [r.key for r in evaluation.records]
+
+
+@pytest.mark.slow
+def test_workers_replay_beside_the_rest_and_come_to_the_same(
+    everything: tuple[Evaluation, Path, Counter[str]], tmp_path: Path
+) -> None:
+    alone, counted = everything[0], Counter[str]()
+    shutil.copy(everything[1] / SCHEDULE, tmp_path)
+    controllers = [bundle(0), bundle(1), bundle(2, "lr")]
+    shared = judge(
+        controllers, [TINY], tmp_path, seeds=2, settings=SHORT, searches=False, workers=2,
+        progress=lambda part, done: counted.update({part: done}),
+    )  # fmt: skip
+    expected = {r.key: (r.outcome, r.cost) for r in alone.records if r.method not in list_searches()}
+    assert {r.key: (r.outcome, r.cost) for r in shared.records} == expected
+    assert len(shared.records) == len(expected)
+    wanted = count_runs(controllers, 1, 2, "all")
+    assert {part: counted[part] for part in ("runs", "replays", "timings")} == {
+        part: wanted[part] for part in ("runs", "replays", "timings")
+    }
+    times = read_parts(tmp_path / PARTS)
+    assert {time.kind for time in times} == {"runs", "replays"}
 
 
 def test_the_typical_schedule_is_the_median_of_what_goes_on() -> None:
@@ -191,19 +214,25 @@ def test_a_replay_is_the_agents_cheapest_schedule_from_another_seed(
         assert replayed.final_loss == pytest.approx(again.final_loss, rel=1e-3)
 
 
-def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed(tmp_path: Path) -> None:
     paid = {0: 300.0, 1: 100.0, 2: 200.0}
-    results = ResultsFile(tmp_path / RESULTS, {"suites": {"one": [TASK]}, "seeds": list(paid)}, {AGENT: ["one"]})
+    results = ResultsFile(
+        tmp_path / RESULTS, {"suites": {"one": [TASK]}, "seeds": list(paid)}, {AGENT: ["one"], OPEN_LOOP: ["two"]}
+    )
+    contest = Contest([], "", [get_task(TASK)], list(paid), results, None, 1, SHORT, 1, lambda part, done: None)
+    find_more = contest._find_replays(set())
     for seed, cost in paid.items():
+        assert find_more() == ()  # a run is still missing
         trace = (TracePoint(cost, 1.0, LoopPlan(learning_rate=cost)),)
         results.append(RunRecord(AGENT, TASK, seed, "hit", cost, 900.0, 0.1, 0.9, trace=trace))
-    jobs: list[Job] = []
-    monkeypatch.setattr(Contest, "_run", lambda self, chosen, part: jobs.extend(chosen))
-    contest = Contest([], "", [get_task(TASK)], list(paid), results, None, 1, SHORT, 1, lambda part, done: None)
-    contest.run_replays()
+    (part,) = find_more()
+    assert part.kind == "replays"
+    jobs = part.jobs  # type: ignore[attr-defined]
     assert {job.seed: job.controller.start.learning_rate for job in jobs} == {0: 100.0, 1: 200.0, 2: 100.0}
+    assert find_more() == ()  # once each
+    results.append(RunRecord(OPEN_LOOP, TASK, 1, "hit", 100.0, 900.0, 0.1, 0.9))
+    (rest,) = contest._find_replays(set())()
+    assert [job.seed for job in rest.jobs] == [0, 2]  # type: ignore[attr-defined]
 
 
 def test_all_trials_are_charged(small_task: Task) -> None:
