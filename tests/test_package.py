@@ -19,7 +19,7 @@ DATA = ("py.typed", "envs/engine/prices.json", "inner_tasks/targets.json", "inne
         "agents/controllers/tuned.json", "agents/controllers/shipped/core.safetensors",
         "agents/controllers/shipped/adamw.safetensors", "agents/controllers/shipped/all.safetensors",
         "agents/controllers/shipped/clip.safetensors", "agents/controllers/shipped/lr-clip-average.safetensors",
-        "agents/controllers/shipped/lr-momentum.safetensors",
+        "agents/controllers/shipped/loop.safetensors", "agents/controllers/shipped/lr-momentum.safetensors",
         "agents/judging/report.html.jinja")  # fmt: skip
 
 

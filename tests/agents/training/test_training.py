@@ -424,6 +424,12 @@ def test_the_shipped_threshold_of_clipping_copes_with_gross_errors_among_labels(
     assert all(run.hit for run in run_controller(policy, [task], seeds))
 
 
+def test_the_shipped_structure_of_the_loop_needs_less_than_a_static_one() -> None:
+    policy, task, seeds = load_policy("loop"), get_task("coordinates:100000"), range(4)
+    static = [run.cost for run in run_controller(Constant(policy.start), [task], seeds)]
+    assert sum(run.cost for run in run_controller(policy, [task], seeds)) < 0.9 * sum(static)
+
+
 def test_saving_again_changes_nothing(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
     save_policy(load_policy(bundle), copy)
