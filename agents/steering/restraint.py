@@ -1,4 +1,4 @@
-"""Restraint: what lies between a policy and what is set: usual rates, limits, cooldown, the first of the processes."""
+"""Restraint: what lies between a policy and what is set: scale, limits, cooldown, the first of the processes."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,8 +12,7 @@ from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.limits import Limits, check_limits, is_held, keep_within
 from loopwright.agents.steering.pace import Cooldown
 from loopwright.agents.steering.processes import follow_first
-from loopwright.agents.steering.usual_rate import blend_rates, find_rate_scale, find_usual_rate
-from loopwright.envs.loop.checks import check_number
+from loopwright.agents.steering.rate_scale import find_rate_scale
 from loopwright.envs.loop.knobs import Knob
 
 
@@ -26,7 +25,6 @@ class Restraint:
         given: the user's limits, beside which those by default hold for the other fields; {} frees all.
         fields: of the plan, which the policy moves.
         steps, share: see ``Cooldown``.
-        trust: how much the optimizer's own learning rate counts beside the usual one, 0 to 1.
 
     Attributes:
         limits: those that hold, of the user and by default.
@@ -34,32 +32,20 @@ class Restraint:
     """
 
     def __init__(
-        self,
-        given: Mapping[str, tuple[float, float]] | None,
-        fields: Collection[str],
-        steps: int | None,
-        share: float,
-        trust: float,
+        self, given: Mapping[str, tuple[float, float]] | None, fields: Collection[str], steps: int | None, share: float
     ) -> None:
-        check_number("rate_trust", trust, "be from 0 to 1", 0, 1)
         self._given, self._fields = None if given is None else check_limits(given), fields
-        self._cooldown, self._trust = Cooldown(steps, share), trust
+        self._cooldown = Cooldown(steps, share)
         self.limits: Limits = {}
         self._scale = self.level = self._next = 1.0
 
     def meet(self, groups: Groups, plan: Mapping[str, float]) -> None:
-        """Settle the limits for an optimizer's ``groups``, from the ``plan`` in force."""
+        """Settle limits and scale for an optimizer's ``groups``, from the ``plan`` in force."""
         own = self._given or {}
         self.limits = {} if self._given == {} else find_limits(groups, groups.read(plan), self._fields) | own
-
-    def begin(self, groups: Groups, plan: Mapping[str, float]) -> dict[str, float]:
-        """What to begin with instead of the ``plan`` that the optimizer came with: see ``usual_rate``."""
-        self.meet(groups, plan)
-        if not groups.has_adam_means or "learning_rate" not in self._fields:
-            return dict(plan)
-        self._scale = self.level = self._next = find_rate_scale(groups.size)
-        usual = find_usual_rate(groups.size)
-        return {**plan, "learning_rate": blend_rates(plan["learning_rate"], usual, self._trust)}
+        scale = find_rate_scale(groups.size) if groups.has_adam_means and "learning_rate" in self._fields else 1.0
+        self.level *= scale / self._scale
+        self._scale, self._next = scale, self.level
 
     def say_what_is_off(self, optimizer: Optimizer, knobs: Sequence[Knob], steered: Sequence[bool]) -> None:
         """Warn of ``knobs`` that have no counterpart in the optimizer, unless limits hold them anyway."""

@@ -30,7 +30,6 @@ from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
 from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
-from loopwright.agents.steering.usual_rate import RATE_TRUST
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
 from loopwright.envs.loop.context import check_prices
@@ -53,8 +52,6 @@ class Steering:
         optimizer: makes the updates; with parameter groups, whose ratios to one another stay.
         policy: a saved policy, a path to one, or the name of one that comes along; None: that for such an optimizer.
         steps: iterations there will be; None where that is open.
-        rate_trust: how much the learning rate that AdamW or its kin came with counts beside the one that is usual for
-            networks of such size (``usual_rate``), as a weight of its logarithm, 0 to 1; 1: the policy begins with it.
         cooldown: share of ``steps``, at their end, over which the learning rate that the policy chooses is taken to
             zero in a line (as in warm-up, stable, decay: Hu et al. 2024), 0 to 1; 0, or no ``steps``: it is not.
         every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
@@ -91,7 +88,6 @@ class Steering:
         policy: Policy | Path | str | None = None,
         steps: int | None = None,
         *,
-        rate_trust: float = RATE_TRUST,
         cooldown: float = COOLDOWN,
         every: int | None = None,
         target: float | None = None,
@@ -116,8 +112,8 @@ class Steering:
         self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], steps, cooldown, rate_trust)
-        self.plan = self._restraint.begin(self.groups, self.plan)
+        self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], steps, cooldown)
+        self._restraint.meet(self.groups, self.plan)
         if self.groups.whole is None:
             self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._loader: SteeredLoader | None = None
@@ -266,7 +262,7 @@ class Steering:
         if not self._begun:  # what is known before the first update is reason enough to act
             self._begun = True
             self._restraint.say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered)
-            self._turn(self._restraint.begin(self.groups, self.groups.read(self.plan)), None, FINE)
+            self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
         if self.groups.whole is not None:

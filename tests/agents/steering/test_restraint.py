@@ -18,7 +18,6 @@ from loopwright.envs.loop.observation import OBSERVATION_NAMES
 from loopwright.envs.loop.plan import LoopPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left as they are")
-OWN_RATE = {"rate_trust": 1.0}  # begin with the optimizer's
 SINCE_START = OBSERVATION_NAMES.index("rate_since_start")
 
 
@@ -50,7 +49,7 @@ def test_a_limit_holds_for_what_the_policy_chooses_and_the_cooldown_goes_on_from
     loop = Loop()
     limits = {"learning_rate": (1e-5, 2e-2)}
     climbing = make_stubborn("lr", FURTHER)
-    loop.steering = attach(loop.optimizer, climbing, 320, prices=None, limits=limits, cooldown=0.5, guard=0, **OWN_RATE)
+    loop.steering = attach(loop.optimizer, climbing, 320, prices=None, limits=limits, cooldown=0.5, guard=0)
     rates, seen = zip(*follow(loop), strict=True)
     assert max(rates) == pytest.approx(2e-2)
     assert max(seen) == pytest.approx(math.log(2), abs=1e-5)
@@ -61,7 +60,7 @@ def test_a_limit_holds_for_what_the_policy_chooses_and_the_cooldown_goes_on_from
 def test_a_lower_limit_is_no_floor_to_the_cooldown_nor_raises_what_the_policy_sees() -> None:
     loop = Loop()
     limits = {"learning_rate": (5e-3, 1e-1)}
-    loop.steering = attach(loop.optimizer, make_stubborn("lr", 0.0), 320, prices=None, limits=limits, **OWN_RATE)
+    loop.steering = attach(loop.optimizer, make_stubborn("lr", 0.0), 320, prices=None, limits=limits)
     rates, seen = zip(*follow(loop), strict=True)
     assert rates[-1] == pytest.approx(1e-4)
     assert seen == pytest.approx([0.0] * len(seen), abs=1e-5)
@@ -72,7 +71,7 @@ def test_advice_is_what_would_be_done() -> None:
     advised, steered = Loop(), Loop()
     for loop in (advised, steered):
         loop.steering = attach(
-            loop.optimizer, make_stubborn("lr", 0.0), 320, prices=None, guard=0, advise=loop is advised, **OWN_RATE
+            loop.optimizer, make_stubborn("lr", 0.0), 320, prices=None, guard=0, advise=loop is advised
         )
     plans = []
     for start in range(0, 320, 16):
@@ -91,12 +90,12 @@ def test_advice_is_what_would_be_done() -> None:
 @pytest.mark.parametrize("options", [{"cooldown": 0.0}, {"steps": None}])
 def test_what_is_resumed_without_a_cooldown_goes_up_again(options: dict[str, Any]) -> None:
     loop, policy = Loop(), make_stubborn("lr", 0.0)
-    loop.steering = attach(loop.optimizer, policy, 320, prices=None, **OWN_RATE)
+    loop.steering = attach(loop.optimizer, policy, 320, prices=None)
     loop.run(0, 288)
     assert loop.optimizer.param_groups[0]["lr"] < 2e-3
     state = loop.steering.state_dict()
     loop.steering.detach()
-    loop.steering = attach(loop.optimizer, policy, prices=None, **{"steps": 640, **OWN_RATE, **options})
+    loop.steering = attach(loop.optimizer, policy, prices=None, **{"steps": 640, **options})
     loop.steering.load_state_dict(state)
     loop.run(288, 320)
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)
@@ -111,7 +110,7 @@ def test_limits_that_are_given_leave_the_others_as_they_are_by_default() -> None
         ({}, 1.0, 128.0),
     ):
         loop = Loop()
-        steering = attach(loop.optimizer, climbing, 320, prices=None, limits=limits, **OWN_RATE)
+        steering = attach(loop.optimizer, climbing, 320, prices=None, limits=limits)
         loop.steering = steering
         loop.run(0, 32)
         assert (steering.plan["weight_decay"], steering.plan["average"]) == pytest.approx((decay, average))
@@ -204,7 +203,7 @@ def test_noise_is_no_false_start(batch: int) -> None:
         random = torch.Generator().manual_seed(seed)
         model = nn.Linear(8, 1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        steering = attach(optimizer, make_stubborn("lr", 0.0), prices=None, **OWN_RATE)
+        steering = attach(optimizer, make_stubborn("lr", 0.0), prices=None)
         for _ in range(64):
             inputs, noise = (torch.randn(batch, n, generator=random) for n in (8, 1))
             loss = (model(inputs) - noise).square().mean()

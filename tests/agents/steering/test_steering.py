@@ -79,7 +79,7 @@ class Loop:
         self.steering: Steering | None = None
 
     def attach(self, **options: Any) -> Steering:
-        options = {"policy": make_policy(), "steps": 1000, "prices": None, "rate_trust": 1.0} | options
+        options = {"policy": make_policy(), "steps": 1000, "prices": None} | options
         self.steering = attach(self.optimizer, **options)
         return self.steering
 
@@ -210,7 +210,7 @@ def test_a_steered_loop_and_a_lane_come_to_the_same_decisions(small_task: Task) 
     model = small_task.model.build()
     nn.utils.vector_to_parameters(draw_weights(small_task, seed), model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    steering = attach(optimizer, policy, prices=None, rate_trust=1)
+    steering = attach(optimizer, policy, prices=None)
     found: list[dict[str, float]] = []
     key = make_key(torch.tensor([seed]))
     for tick in range(19 * 16):
