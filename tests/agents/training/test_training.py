@@ -390,7 +390,7 @@ def test_an_altered_card_is_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="altered"):
         load_policy(bundle)
     known = ", ".join(list_policies())
-    assert known.startswith("adamw, all, core")
+    assert known.startswith("adamw, all, clip, core, loop")
     with pytest.raises(
         BundleError, match=rf"no bundle at .*nothing; the policies that come with the package are {known}$"
     ):
