@@ -64,7 +64,7 @@ class Contest:
         else:
             self._share(jobs, searches, replays)
         if replays:
-            self._run(self._list_replays()[0], "replays")
+            self._run(self._list_replays(), "replays")
 
     def _share(self, jobs: Sequence[Job], searches: bool, replays: bool) -> None:
         """Workers do it all, but for such replays as came too late to join them."""
@@ -74,21 +74,23 @@ class Contest:
             (first if awaited else others).append(part)
         if searches:
             others += make_searches(self.tasks, self.seeds, self.settings, self.lanes, self.results.done)
-        find_more = self._find_replays(set()) if replays else tuple
+        find_more = self._find_replays() if replays else tuple
         for done, found in work_on(others, self.workers, self.parts.add, first=first, find_more=find_more):
             for _, record in found:
                 self._keep(record, done.kind)
 
-    def _find_replays(self, given: set[Key]) -> Callable[[], Sequence[Part]]:
+    def _find_replays(self) -> Callable[[], Sequence[Part]]:
         """A function that gives, whenever it is called, the replays that have become possible since."""
+        waiting = {task.name for task in self.tasks}
 
         def find() -> Sequence[Part]:
-            jobs, possible = self._list_replays()
-            new = possible - given - self.results.done
-            if not new:
+            done = self.results.done
+            ready = {name for name in waiting if all(Key(AGENT, 0, name, seed) in done for seed in self.seeds)}
+            if not ready:
                 return ()
-            given.update(new)
-            others = {job.key for job in jobs} - new
+            waiting.difference_update(ready)
+            jobs = self._list_replays()
+            others = {job.key for job in jobs if job.task.name not in ready or job.key in done}
             return make_parts(jobs, self.settings, self.lanes, others, kind="replays")
 
         return find
@@ -106,13 +108,13 @@ class Contest:
         self.results.append(record)
         self.progress(kind, 1)
 
-    def _list_replays(self) -> tuple[list[Job], set[Key]]:
-        """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback. And
-        which are possible, since all of its runs on the task have ended.
+    def _list_replays(self) -> list[Job]:
+        """The agent's cheapest schedule on a task, from every other seed: what is left of it without feedback.
 
-        From the seed that it comes from, the second cheapest is replayed; with a single seed, the agent's only one.
+        From the seed that it comes from, the second cheapest is replayed; with a single seed, the agent's only one. Of
+        tasks that it has not run on yet there are jobs too, for how wide batches are hangs on how many there will be.
         """
-        jobs, possible = list[Job](), set[Key]()
+        jobs = list[Job]()
         of_task: dict[str, list[RunRecord]] = {}
         for record in list(self.results.records):
             if (record.method, record.training) == (AGENT, 0):
@@ -123,9 +125,7 @@ class Contest:
                 source = next((r for r in own if r.seed != seed), own[0] if own else None)
                 plans = (LoopPlan(),) if source is None else tuple(point.plan for point in source.trace)
                 jobs.append(Job(OpenLoop(plans, OPEN_LOOP), task, seed))
-                if {record.seed for record in own} >= set(self.seeds):
-                    possible.add(jobs[-1].key)
-        return jobs, possible
+        return jobs
 
     def time(self, timings: TimingsFile, searches: Sequence[str] = ()) -> None:
         """What a geq of every method costs in seconds, task by task; the ``searches`` as one of their trials."""

@@ -7,7 +7,6 @@ How long each takes is kept beside the results; from that ``simulate`` says how 
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count, pairwise
@@ -161,16 +160,16 @@ def work_on(
     given: list[Part] = []
 
     def give() -> Iterator[tuple[int, Part]]:
-        waiting = [(-piece.flops, number, piece) for number, piece in enumerate(_cut(parts, most))]
+        numbers = count()
+        waiting = [(rank, -piece.flops, next(numbers), piece)
+                   for rank, own in enumerate((first, parts)) for piece in _cut(own, most)]  # fmt: skip
         heapq.heapify(waiting)
-        begun = deque(sorted(_cut(first, most), key=lambda part: -part.flops))
-        numbers = count(len(waiting))
         while True:
             for piece in _cut(find_more(), most):
-                heapq.heappush(waiting, (-piece.flops, next(numbers), piece))
-            if not begun and not waiting:
+                heapq.heappush(waiting, (1, -piece.flops, next(numbers), piece))
+            if not waiting:
                 return
-            given.append(begun.popleft() if begun else heapq.heappop(waiting)[-1])
+            given.append(heapq.heappop(waiting)[-1])
             yield len(given) - 1, given[-1]
 
     for number, (records, setup, seconds) in work_apart(_work, give(), workers):

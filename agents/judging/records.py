@@ -151,8 +151,8 @@ class RecordsFile(Generic[R]):
         if record.key in self.done:
             raise LoopwrightError(f"{self.path} already holds the run {record.key}")
         self._lines.append(record.as_json())
+        self.records.append(record)  # first: whoever sees the key, from another thread, finds the record
         self.done.add(record.key)
-        self.records.append(record)
 
     def rewrite(self, records: list[R]) -> None:
         """Keep these records in place of those that are there."""

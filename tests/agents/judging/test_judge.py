@@ -220,7 +220,7 @@ def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed
         tmp_path / RESULTS, {"suites": {"one": [TASK]}, "seeds": list(paid)}, {AGENT: ["one"], OPEN_LOOP: ["two"]}
     )
     contest = Contest([], "", [get_task(TASK)], list(paid), results, None, 1, SHORT, 1, lambda part, done: None)
-    find_more = contest._find_replays(set())
+    find_more = contest._find_replays()
     for seed, cost in paid.items():
         assert find_more() == ()  # a run is still missing
         trace = (TracePoint(cost, 1.0, LoopPlan(learning_rate=cost)),)
@@ -231,7 +231,7 @@ def test_of_several_schedules_the_cheapest_is_replayed_and_never_on_its_own_seed
     assert {job.seed: job.controller.start.learning_rate for job in jobs} == {0: 100.0, 1: 200.0, 2: 100.0}
     assert find_more() == ()  # once each
     results.append(RunRecord(OPEN_LOOP, TASK, 1, "hit", 100.0, 900.0, 0.1, 0.9))
-    (rest,) = contest._find_replays(set())()
+    (rest,) = contest._find_replays()()
     assert [job.seed for job in rest.jobs] == [0, 2]  # type: ignore[attr-defined]
 
 
