@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from joblib import Parallel, delayed
+from joblib.externals.loky import process_executor
 from joblib.parallel import LokyBackend
 
 from loopwright.envs.loop.checks import say_briefly
@@ -21,6 +22,7 @@ Result = TypeVar("Result")
 RETRIES = 3  # of a part whose worker is lost, on Ray
 _on_ray = False
 LOOKED_EVERY = 0.5  # seconds between a worker's looks for the process it works for
+MOST_GROWTH = 4 * 10**9  # bytes that a worker may grow by before it is started anew, and compiles all its loops again
 
 
 def work_apart(function: Callable[..., Result], parts: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
@@ -104,6 +106,7 @@ class _Watched(LokyBackend):  # type: ignore[misc]
 
 def _prepare(parent: int) -> None:
     """Make this process a worker."""
+    process_executor._MAX_MEMORY_LEAK_SIZE = MOST_GROWTH  # no option: 300 MB, which three compiled shapes exceed
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
 

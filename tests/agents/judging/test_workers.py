@@ -1,5 +1,6 @@
 """Workers: what they give, and that none is left."""
 
+import os
 import time
 from pathlib import Path
 
@@ -34,3 +35,16 @@ def test_workers_whose_results_nobody_wants_are_killed() -> None:
     while list_workers() and time.monotonic() < until:  # they are told to end, and do so by themselves
         time.sleep(0.05)
     assert list_workers() == []
+
+
+def grow(megabytes: int) -> int:
+    """Keep so much memory, for longer than a worker's memory goes unlooked at; the process that did it."""
+    time.sleep(1.1)
+    vars(os).setdefault("kept", []).append(b"1" * (megabytes << 20))  # this module is sent along anew each time
+    return os.getpid()
+
+
+@pytest.mark.filterwarnings("ignore:A worker stopped")  # as an error it would stop what waits for workers
+def test_a_worker_that_has_grown_goes_on() -> None:
+    """What it has compiled is memory, and what it would compile again if it were started anew."""
+    assert len(set(work_apart(grow, [(350,)] * 6, 2))) <= 2
