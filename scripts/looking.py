@@ -72,7 +72,7 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
     while time.perf_counter() < end or len(taken["decision"]) < 10:
         timed("decision", lambda: bare.run(PLAN, UPDATES))
         statistics = timed("watched", lambda: watched.run(PLAN, UPDATES))
-        loss, _ = timed("look", lambda: watched.evaluate(control))
+        loss = timed("look", lambda: watched.look(control))
         seen = timed("observation", look_back)
         timed("policy", decide)
         kept = timed("snapshot", partial(watched.snapshot, kept))

@@ -175,7 +175,7 @@ class _TimedLoop:
         observation = np.zeros((1, len(OBSERVATION_NAMES)), np.float32)
         if self.controller.needs.looks:
             index = torch.randint(len(self.task.control), (self.size,))
-            loss, _ = self.loop.evaluate(Split(self.task.control.inputs[index], self.task.control.labels[index]))
+            loss = self.loop.look(Split(self.task.control.inputs[index], self.task.control.labels[index]))
             if self.controller.needs is Needs.CONTROL_LOSS:
                 self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)
                 observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed

@@ -54,9 +54,17 @@ class PlainLoop(ReferenceLoop):
         return Statistics(np.array([[sums[name]] for name in SUMS]), window)
 
     def evaluate(self, split: Split) -> tuple[float, float]:
-        if self._averaging or self.library is not None:
-            return super().evaluate(split)
-        return self._evaluate(self.model, split)
+        return self._evaluate(self._weights_to_judge, split)
+
+    @torch.no_grad()
+    def look(self, split: Split) -> float:
+        """The mean loss alone: what a controller is shown."""
+        outputs, labels = self._weights_to_judge(self._cast(split.inputs)), self._cast(split.labels)
+        return compute_losses(self.task.loss, outputs, labels).mean().item()
+
+    @property
+    def _weights_to_judge(self) -> nn.Module:
+        return self.judged if self._averaging or self.library is not None else self.model
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         super().restore(snapshot)
@@ -100,7 +108,9 @@ class PlainLoop(ReferenceLoop):
         if self.count > 1:
             torch._foreach_div_(gradients, self.count)
         if probe and self.probe is not None:
-            whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            whole = gradients
+            if len(gradients) < len(self.parameters):
+                whole = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
             self.probe.measure(whole, self.momentum, self.parameters)
         if plan.clip < math.inf:
             nn.utils.clip_grad_norm_(moved, plan.clip)

@@ -7,7 +7,8 @@ IEEE 754, and raise nothing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,9 @@ class Many:
         return found.astype(np.float32) if found.dtype == np.float64 else found
 
     @staticmethod
-    def number(value: Number) -> Number:
-        """What numpy made of numbers, as one of them."""
-        return value
+    def apply(function: Callable[[Number], Number], value: Number) -> Number:
+        """What a function of arrays makes of a number."""
+        return function(value)
 
     @staticmethod
     def unpack(rows: Number) -> list[Number]:
@@ -68,9 +69,10 @@ class One:
     isnan, isfinite, log1p, absolute, any = math.isnan, math.isfinite, math.log1p, abs, bool
 
     @staticmethod
-    def number(value: Number) -> Number:
-        """What numpy made of a number, as one."""
-        return float(value)
+    @lru_cache(maxsize=1024)  # most fields of a plan stand still, and numpy takes a microsecond for a number
+    def apply(function: Callable[[Number], Number], value: Number) -> Number:
+        """What a function of arrays makes of a number."""
+        return float(function(value))
 
     @staticmethod
     def unpack(rows: Number) -> list[Number]:

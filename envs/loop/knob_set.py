@@ -185,8 +185,8 @@ class KnobSet:
                 moved[knob.field] = xp.fill(knob.low)
             if xp.any(step != 0):
                 before = moved[knob.field]
-                place = xp.maximum(xp.minimum(xp.number(knob.encode(before)), knob.high), knob.low) + step
-                after = xp.number(knob.decode(xp.maximum(xp.minimum(place, knob.high), knob.low)))
+                place = xp.maximum(xp.minimum(xp.apply(knob.encode, before), knob.high), knob.low) + step
+                after = xp.apply(knob.decode, xp.maximum(xp.minimum(place, knob.high), knob.low))
                 moved[knob.field] = xp.where(step == 0, before, after)
         scaled, was_scaled = moved["optimizer"] > SGD, fields["optimizer"] > SGD
         if step_ratio is not None and xp.any(scaled != was_scaled):

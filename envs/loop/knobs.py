@@ -158,7 +158,7 @@ def find_positions(plan: Mapping[str, Number], arithmetic: Arithmetic) -> dict[s
     """Where every knob stands under a ``plan``, fields by name: in [-1, 1], by the knob's name."""
     found = {}
     for name, knob in KNOBS.items():
-        encoded = arithmetic.number(knob.encode(plan[knob.field]))
+        encoded = arithmetic.apply(knob.encode, plan[knob.field])
         encoded = arithmetic.maximum(arithmetic.minimum(encoded, knob.high), knob.low)
         found[name] = 2 * (encoded - knob.low) / (knob.high - knob.low) - 1
     return found

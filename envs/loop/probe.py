@@ -7,20 +7,28 @@ import numpy as np
 import torch
 
 from loopwright.envs.loop.averages import Floats
-from loopwright.envs.loop.telemetry import PROBE
+from loopwright.envs.loop.telemetry import PROBE, WINDOW
 
-MOST = 2**14  # numbers of each vector that are looked at, or little more: of larger models, some rows stand for all
-_VECTORS = "GMWPS"
-_PRODUCTS = [(_VECTORS.index(pair[0]), _VECTORS.index(pair[1])) for pair in PROBE[2:]]
-_ROWS, _COLUMNS = (list(side) for side in zip(*_PRODUCTS, strict=True))
+MOST = 2**13  # numbers of each vector that are looked at, or little more: of larger models, some rows stand for all
+_ROWS = "GMWS"  # what is kept of an update
+# The products of those with one another, and where they belong; GP and PS are with the update before, PP is its GG.
+_OWN = [pair for pair in PROBE[2:] if "P" not in pair]
+_OWN_FROM = [_ROWS.index(pair[0]) * len(_ROWS) + _ROWS.index(pair[1]) for pair in _OWN]
+_OWN_TO = [PROBE.index(pair) for pair in _OWN]
+_BEFORE_TO = [PROBE.index(pair) for pair in ("GP", "PS")]
+_GG, _PP = PROBE.index("GG"), PROBE.index("PP")
 
 
 class Probe:
-    """Takes the products of ``telemetry.PROBE`` of successive updates.
+    """Takes the products of ``telemetry.PROBE`` of successive updates, of the last ``WINDOW`` of them.
+
+    An update costs one copy of what is looked at. What is made of it waits until it is read: small operations cost a
+    small loop more than the arithmetic in them.
 
     Args:
         parameters: tensors of the shapes and the device of the run's parameters.
-        most: how many numbers of a vector to look at; None for all. It keeps five vectors of so many, within a window.
+        most: how many numbers of a vector to look at; None for all. It keeps fifteen vectors of so many, within a
+            window.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], most: int | None = MOST) -> None:
@@ -31,67 +39,66 @@ class Probe:
         taken = [p[::own] if own > 1 else p for p, own in zip(parameters, self._strides, strict=True)]
         sizes = [t.numel() for t in taken]
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self._vectors = v = torch.zeros(len(_VECTORS), sum(sizes), device=like.device, dtype=dtype)
-        self._slots = [part.view(t.shape) for row in v[:3] for part, t in zip(row.split(sizes), taken, strict=True)]
+        self._updates = torch.zeros(WINDOW, len(_ROWS), sum(sizes), device=like.device, dtype=dtype)
+        self._slots = [
+            [part.view(t.shape) for row in update[:3] for part, t in zip(row.split(sizes), taken, strict=True)]
+            for update in self._updates
+        ]
         # Each number stands for so many: the products of all are estimated by those of the ones looked at.
         stand = [torch.full((n,), (p.numel() / n) ** 0.5) for p, n in zip(parameters, sizes, strict=True)]
-        self._scale = torch.cat(stand).to(v) if stride > 1 else None
-        self._alone, self._both = (v[:3], v[:3].T), (v, v.T)
-        self._products: list[torch.Tensor] = []
+        self._scale = torch.cat(stand).to(self._updates) if stride > 1 else None
+        self._count = 0
 
     def begin(self) -> None:
         """Start a window: what was measured before is forgotten, and until it is measured again there is no memory."""
-        self._products.clear()
-        self._vectors.untyped_storage().resize_(0)
+        self._count = 0
+        self._updates.untyped_storage().resize_(0)
 
+    @torch.no_grad()
     def measure(
         self, gradients: Sequence[torch.Tensor], momenta: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
     ) -> None:
         """Take in the next update just before it is made; each argument has the shapes of the parameters."""
-        v, scale, before = self._vectors, self._scale, bool(self._products)
-        if not before:
+        if self._count == 0:
             self._allocate()
+        elif self._count == WINDOW:
+            self._updates[:-1] = self._updates[1:].clone()
+            self._count -= 1
         found = [*gradients, *momenta, *weights]
-        if scale is not None:
+        if self._scale is not None:
             found = [t[::own] if own > 1 else t for t, own in zip(found, 3 * self._strides, strict=True)]
-        with torch.no_grad():
-            if before:
-                v[3].copy_(v[0])
-                v[4].copy_(v[2])
-            torch._foreach_copy_(self._slots, found)
-            if scale is not None:
-                v[:3].mul_(scale)
-            if before:
-                torch.sub(v[2], v[4], out=v[4])
-            rows, columns = self._both if before else self._alone
-            products = torch.mm(rows, columns)
-        self._products.append(products)
+        torch._foreach_copy_(self._slots[self._count], found)
+        self._count += 1
 
     def _allocate(self) -> None:
         """Have memory, which all views of the vectors share."""
-        self._vectors.untyped_storage().resize_(self._vectors.numel() * self._vectors.element_size())
+        self._updates.untyped_storage().resize_(self._updates.numel() * self._updates.element_size())
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured in the present window."""
-        vectors = self._vectors.clone() if self._products else None
-        return {"vectors": vectors, "products": [p.clone() for p in self._products]}
+        return {"updates": self._updates[: self._count].clone() if self._count else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.begin()
-        self._products = list(state["products"])
-        if self._products:
+        if state["updates"] is not None:
             self._allocate()
-            self._vectors.copy_(state["vectors"])
+            self._count = len(state["updates"])
+            self._updates[: self._count] = state["updates"]
 
+    @torch.no_grad()
     def read(self) -> Floats:
         """What was measured since ``begin``: ``[updates, len(PROBE), 1]``."""
-        window = np.zeros((len(self._products), len(PROBE), 1), np.float32)
-        for row, products in zip(window, self._products, strict=True):
-            gram = products.cpu().numpy()
-            paired = len(gram) == len(_VECTORS)
-            row[:2, 0] = 1.0, paired
-            if paired:
-                row[2:, 0] = gram[_ROWS, _COLUMNS]
-            else:
-                row[2:6, 0] = gram[_ROWS[:4], _COLUMNS[:4]]
+        window = np.zeros((self._count, len(PROBE), 1), np.float32)
+        if self._count == 0:
+            return window
+        rows, found = self._updates[: self._count], window[:, :, 0]
+        if self._scale is not None:
+            rows = rows * self._scale
+        rows[0, 3] = 0.0
+        torch.sub(rows[1:, 2], rows[:-1, 2], out=rows[1:, 3])
+        own, before = torch.bmm(rows, rows.mT).flatten(1), torch.linalg.vecdot(rows[:-1, :1], rows[1:, ::3])
+        found[:, 0], found[1:, 1] = 1.0, 1.0
+        found[:, _OWN_TO] = own.cpu().numpy()[:, _OWN_FROM]
+        found[1:, _PP] = found[:-1, _GG]
+        found[1:, _BEFORE_TO] = before.cpu().numpy()
         return window

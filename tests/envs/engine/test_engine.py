@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.plan import CHOICES, OPTIMIZERS, ROW, LoopPlan, stack_plans, unstack_plans
 from loopwright.envs.loop.probe import Probe
-from loopwright.envs.loop.telemetry import SUMS, Statistics, summarise
+from loopwright.envs.loop.telemetry import PROBE, SUMS, WINDOW, Statistics, summarise
 from loopwright.inner_tasks import ModelSpec, Split, Task, get_task, list_families
 from loopwright.inner_tasks.models import RecurrentNet, Transformer
 from loopwright.inner_tasks.task import SPLITS
@@ -467,6 +468,24 @@ def test_the_plain_loop_is_the_reference_on_other_samples(
     for a, b in zip(plain.parameters, reference.parameters, strict=True):
         torch.testing.assert_close(a, b)
     assert plain.evaluate(small_task.target) == pytest.approx(reference.evaluate(small_task.target), rel=1e-6)
+    assert plain.look(small_task.target) == pytest.approx(plain.evaluate(small_task.target)[0])
+
+
+def test_products_are_those_of_the_last_updates() -> None:
+    shapes, generator = ((7, 3), (5,)), torch.Generator().manual_seed(0)
+    updates = [[[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)] for _ in range(WINDOW + 2)]
+    probe = Probe([torch.zeros(s) for s in shapes])
+    for update in updates:
+        probe.measure(*update)
+    found = probe.read()[:, :, 0]
+    flat = [[torch.cat([t.flatten() for t in vector]) for vector in update] for update in updates]
+    for at, ((_, _, weights), (gradient, momentum, moved)) in enumerate(pairwise(flat[1:])):
+        before = flat[at + 1][0]
+        vectors = {"G": gradient, "M": momentum, "W": moved, "P": before, "S": moved - weights}
+        wanted = [1.0, float(at > 0)]
+        wanted += [float(vectors[p[0]] @ vectors[p[1]]) if at or not set(p) & set("PS") else 0.0 for p in PROBE[2:]]
+        np.testing.assert_allclose(found[at], wanted, rtol=1e-5, atol=1e-5)
+    assert len(found) == WINDOW
 
 
 def test_of_a_large_model_some_rows_stand_for_all() -> None:
@@ -493,7 +512,7 @@ def test_statistics_keep_memory_within_a_window_alone() -> None:
         probe.measure(*([torch.randn(40, 10)] for _ in range(3)))
 
     probe = Probe([torch.zeros(40, 10)])
-    storage = probe._vectors.untyped_storage()
+    storage = probe._updates.untyped_storage()
     for _ in range(2):
         probe.begin()
         assert storage.nbytes() == 0
@@ -502,14 +521,14 @@ def test_statistics_keep_memory_within_a_window_alone() -> None:
         assert len(again.read()) == 0
         measure()
         again.load_state_dict(probe.state_dict())
-        assert storage.nbytes() == 5 * 400 * 4
+        assert storage.nbytes() == WINDOW * 4 * 400 * 4
         torch.manual_seed(0)
         measure()
         torch.manual_seed(0)
         probe, other = again, probe
         measure()
         np.testing.assert_array_equal(probe.read(), other.read())
-        storage = probe._vectors.untyped_storage()
+        storage = probe._updates.untyped_storage()
 
 
 TORCH_TWINS = {
