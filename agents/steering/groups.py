@@ -155,7 +155,7 @@ class Groups:
             found["second_momentum"] = float(group["betas"][1] if means.second == BETA else group["alpha"])
         if "weight_decay" in self.settable:
             found["weight_decay"] = max(float(own["weight_decay"]) for own in self.optimizer.param_groups)
-        return found | {"learning_rate": rate}
+        return found | {"learning_rate": rate, "optimizer": float(OPTIMIZERS.index(means.rule))}
 
     def _sum_factor(self, group: dict[str, Any], momentum: float) -> float:
         """What a learning rate that steps along a sum is multiplied by, for one that steps along the average."""

@@ -1,4 +1,4 @@
-"""Restraint: what lies between a policy and what is set: scale, limits, cooldown, the first of the processes."""
+"""Restraint: what lies between a policy and what is set: scale, limits, warm-up, cooldown, one process of many."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -13,29 +13,32 @@ from loopwright.agents.steering.limits import Limits, check_limits, is_held, kee
 from loopwright.agents.steering.pace import Cooldown
 from loopwright.agents.steering.processes import follow_first
 from loopwright.agents.steering.rate_scale import find_rate_scale
+from loopwright.agents.steering.warmup import WarmUp
 from loopwright.envs.loop.knobs import Knob
 
 
 class Restraint:
     """Limits hold for what the policy chooses; the cooldown goes on from there, below them too.
 
-    Neither that nor by how much the rates of a large network are smaller is seen by the policy.
+    Neither that nor the warm-up, nor by how much the rates of a large network are smaller is seen by the policy.
 
     Args:
         given: the user's limits, beside which those by default hold for the other fields; {} frees all.
         fields: of the plan, which the policy moves.
-        steps, share: see ``Cooldown``.
+        cooldown: how the learning rate goes down at the end.
 
     Attributes:
+        warmup: how it climbs at the beginning, within updates.
         limits: those that hold, of the user and by default.
         level: what the learning rate in force is, as a share of what the policy has chosen.
     """
 
     def __init__(
-        self, given: Mapping[str, tuple[float, float]] | None, fields: Collection[str], steps: int | None, share: float
-    ) -> None:
+        self, given: Mapping[str, tuple[float, float]] | None, fields: Collection[str], cooldown: Cooldown,
+        warmup: WarmUp,
+    ) -> None:  # fmt: skip
         self._given, self._fields = None if given is None else check_limits(given), fields
-        self._cooldown = Cooldown(steps, share)
+        self._cooldown, self.warmup = cooldown, warmup
         self.limits: Limits = {}
         self._scale = self.level = self._next = 1.0
 
@@ -71,7 +74,10 @@ class Restraint:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed job's optimizer, whose settings have been steered, no longer tells."""
-        return {"level": self.level, "scale": self._scale, "limits": dict(self.limits)}
+        return {
+            "level": self.level, "scale": self._scale, "limits": dict(self.limits), "warmup": self.warmup.iterations,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.level, self._scale, self.limits = state["level"], state["scale"], dict(state["limits"])
+        self.warmup.iterations = state["warmup"]

@@ -24,12 +24,13 @@ from loopwright.agents.steering.defaults import choose_policy, make_context
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
-from loopwright.agents.steering.pace import COOLDOWN, find_spacing
+from loopwright.agents.steering.pace import COOLDOWN, Cooldown, find_spacing
 from loopwright.agents.steering.processes import average_over_processes
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
 from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
 from loopwright.agents.steering.stopwatch import make_stopwatch
+from loopwright.agents.steering.warmup import make_warmup
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
 from loopwright.envs.loop.context import check_prices
@@ -54,6 +55,7 @@ class Steering:
         steps: iterations there will be; None where that is open.
         cooldown: share of ``steps``, at their end, over which the learning rate that the policy chooses is taken to
             zero in a line (as in warm-up, stable, decay: Hu et al. 2024), 0 to 1; 0, or no ``steps``: it is not.
+        warmup: iterations over which the learning rate climbs to what it is to be, 0 for none; None: ``make_warmup``'s.
         every: iterations between the first decisions, which come to lie further apart (``pace``); None takes what the
             policy was trained with.
         target: the loss on validation data that is to be reached; None where there is none.
@@ -89,6 +91,7 @@ class Steering:
         steps: int | None = None,
         *,
         cooldown: float = COOLDOWN,
+        warmup: int | None = None,
         every: int | None = None,
         target: float | None = None,
         samples: int | None = None,
@@ -107,15 +110,14 @@ class Steering:
         self.groups = Groups(optimizer)
         self.policy = choose_policy(policy, self.groups)
         self._first = every or int(self.policy.training.get("settings", {}).get("ticks_per_decision", 16))
-        check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW))
+        check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW), warmup=(warmup, 0))
         self.steps, self.advise = steps, advise
         self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], steps, cooldown)
+        warm = make_warmup(0 if advise else warmup, optimizer, self._first, steps)
+        self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], Cooldown(steps, cooldown), warm)
         self._restraint.meet(self.groups, self.plan)
-        if self.groups.whole is None:
-            self.plan["optimizer"] = float(OPTIMIZERS.index(self.groups.means.rule))
         self._loader: SteeredLoader | None = None
         self._steered = self._find_steered()
         self.decisions = self.updates = self.iterations = 0
@@ -265,6 +267,7 @@ class Steering:
             self._turn(self.groups.read(self.plan), None, FINE)
             if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
                 raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+        self._restraint.warmup.begin(optimizer, self.iterations)
         if self.groups.whole is not None:
             return  # it says by itself when it makes an update, and clips it
         measures = self._ticks >= self.every - WINDOW
@@ -283,6 +286,7 @@ class Steering:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._restraint.warmup.end()
         if self.stopped is not None or float(getattr(optimizer, "found_inf", None) or 0) > 0:
             return  # an update that a GradScaler skipped is none
         if self._stopwatch is not None:

@@ -221,7 +221,7 @@ def test_noise_is_no_false_start(batch: int) -> None:
 def test_a_first_loss_that_is_none_does_not_hide_a_false_start() -> None:
     loop = Loop(lambda parameters: torch.optim.AdamW(parameters, lr=3.0))
     before = loop.weights
-    loop.attach(policy=make_stubborn("lr", 0.0), guard=5)
+    loop.attach(policy=make_stubborn("lr", 0.0), guard=5, warmup=0)
     loop.run(0, 16, lambda number, loss: loss * (math.nan if number == 0 else 1))
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(1.5)
     loop.run(16, 32)

@@ -210,7 +210,7 @@ def test_a_steered_loop_and_a_lane_come_to_the_same_decisions(small_task: Task) 
     model = small_task.model.build()
     nn.utils.vector_to_parameters(draw_weights(small_task, seed), model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-    steering = attach(optimizer, policy, prices=None)
+    steering = attach(optimizer, policy, prices=None, warmup=0)
     found: list[dict[str, float]] = []
     key = make_key(torch.tensor([seed]))
     for tick in range(19 * 16):
@@ -306,8 +306,8 @@ def test_an_optimizer_gets_the_policy_that_is_for_it(name: str, policy: str) -> 
 
 def test_unless_told_otherwise_momenta_stay_in_their_range_and_the_decay_as_it_is() -> None:
     held, free = Loop(), Loop()
-    held.attach()
-    free.attach(limits={})
+    held.attach(warmup=0)
+    free.attach(limits={}, warmup=0)
     seen: list[list[tuple[float, float, float]]] = [[], []]
     for start in range(0, 320, 16):
         for loop, own in zip((held, free), seen, strict=True):
@@ -338,7 +338,7 @@ def test_a_false_start_is_taken_back(rate: float, taken_back: bool, tmp_path: Pa
     """From a much too high rate weights explode, and come back useless."""
     loop = Loop(lambda parameters: torch.optim.AdamW(parameters, lr=rate))
     before = loop.weights
-    loop.attach(limits={"learning_rate": (rate / 300, rate)}, ledger=tmp_path / "run.jsonl")
+    loop.attach(limits={"learning_rate": (rate / 300, rate)}, warmup=0, ledger=tmp_path / "run.jsonl")
     loop.run(0, 16)
     assert torch.equal(loop.weights, before) == taken_back
     entry = read_ledger(tmp_path / "run.jsonl").entries[-1]
