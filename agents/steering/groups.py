@@ -115,6 +115,11 @@ class Groups:
         return sum(p.numel() for p in self.parameters)
 
     @property
+    def rate(self) -> float:
+        """The learning rate of the largest group."""
+        return float(self.optimizer.param_groups[self.main]["lr"])
+
+    @property
     def has_adam_means(self) -> bool:
         """Whether its learning rate and momenta are of AdamW's kind, as those of all rules of a plan but SGD are."""
         if self.whole is not None:

@@ -6,9 +6,15 @@ what was right on networks that small, so that of a larger one is shown to them 
 """
 
 EXPONENT = -0.36  # of the number of parameters
+USUAL_RATE, USUAL_SIZE = 0.019, 2_000  # of AdamW, and the parameters at which it is
 TRAINED_ON = 10_000  # parameters: no network that policies are trained on has more, but a few
 
 
 def find_rate_scale(parameters: int) -> float:
     """What a learning rate that a policy chose is multiplied by: 1 up to ``TRAINED_ON``, and less beyond."""
     return float(max(1.0, parameters / TRAINED_ON) ** EXPONENT)
+
+
+def find_usual_rate(parameters: int) -> float:
+    """The learning rate of AdamW that lies on that line."""
+    return float(USUAL_RATE * (parameters / USUAL_SIZE) ** EXPONENT)

@@ -1,7 +1,7 @@
 """Restraint: what lies between a policy and what is set: scale, limits, warm-up, cooldown, one process of many."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from loopwright.agents.steering.defaults import find_limits
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.limits import Limits, check_limits, is_held, keep_within
 from loopwright.agents.steering.pace import Cooldown
-from loopwright.agents.steering.processes import follow_first
+from loopwright.agents.steering.processes import average_over_processes, follow_first
 from loopwright.agents.steering.rate_scale import find_rate_scale
 from loopwright.agents.steering.warmup import WarmUp
 from loopwright.envs.loop.knobs import Knob
@@ -34,7 +34,7 @@ class Restraint:
     """
 
     def __init__(
-        self, given: Mapping[str, tuple[float, float]] | None, fields: Collection[str], cooldown: Cooldown,
+        self, given: Mapping[str, tuple[float, float]] | None, fields: Sequence[str], cooldown: Cooldown,
         warmup: WarmUp,
     ) -> None:  # fmt: skip
         self._given, self._fields = None if given is None else check_limits(given), fields
@@ -64,6 +64,17 @@ class Restraint:
         self._next = self._scale * cooled
         return follow_first({**kept, "learning_rate": kept["learning_rate"] * cooled}, device)
 
+    def watch_climb(self, loss: torch.Tensor, iterations: int, device: torch.device) -> None:
+        """Take in the loss of the last of so many updates, while the rate climbs."""
+        if self.warmup.is_on(iterations):
+            self.warmup.watch(average_over_processes([float(loss)], device)[0])
+
+    def rein(self, steps: Sequence[float], iterations: int) -> list[float]:
+        """A policy's ``steps``, of which that of the learning rate does not lead up while it climbs anyway."""
+        on = self.warmup.is_on(iterations)
+        rates = [field == "learning_rate" for field in self._fields]
+        return [min(step, 0.0) if on and rate else step for step, rate in zip(steps, rates, strict=True)]
+
     def take_force(self) -> None:
         """What ``hold`` gave has been set."""
         self.level = self._next
@@ -75,9 +86,9 @@ class Restraint:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed job's optimizer, whose settings have been steered, no longer tells."""
         return {
-            "level": self.level, "scale": self._scale, "limits": dict(self.limits), "warmup": self.warmup.iterations,
+            "level": self.level, "scale": self._scale, "limits": dict(self.limits), "warmup": self.warmup.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.level, self._scale, self.limits = state["level"], state["scale"], dict(state["limits"])
-        self.warmup.iterations = state["warmup"]
+        self.warmup.load_state_dict(state["warmup"])

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from loopwright.agents.controllers.policy import Policy
 from loopwright.agents.steering.average import WeightAverage
-from loopwright.agents.steering.closure import arrive_after_closure
 from loopwright.agents.steering.defaults import choose_policy, make_context
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.loader import SteeredLoader
@@ -29,6 +28,7 @@ from loopwright.agents.steering.processes import average_over_processes
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
 from loopwright.agents.steering.snapshots import OwnSettings, SlotFunction, make_slots
+from loopwright.agents.steering.step_hooks import StepHooks, arrive_after_closure
 from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.warmup import make_warmup
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
@@ -115,7 +115,7 @@ class Steering:
         self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        warm = make_warmup(0 if advise else warmup, optimizer, self._first, steps)
+        warm = make_warmup(0 if advise else warmup, self.groups, self._first, steps)
         self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], Cooldown(steps, cooldown), warm)
         self._restraint.meet(self.groups, self.plan)
         self._loader: SteeredLoader | None = None
@@ -131,7 +131,7 @@ class Steering:
         if self._guard is not None and not advise:
             self._guard.begin()
         self._record = SteeringRecord(ledger, self)
-        self._control: float | None = None
+        self._control = math.nan
         self._seen, self._memory = self._observe(None, restored=False), self.policy.begin(1)
         self._watch, self._begun = UpdateWatch(), False
         self._begin_decision()
@@ -140,13 +140,9 @@ class Steering:
 
     def _hook(self) -> None:
         """Hang on to the optimizer."""
-        optimizer = self.groups.optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_update),
-            optimizer.register_step_post_hook(self._after_update),
-        ]
+        self._hooks = StepHooks(self.groups.optimizer, self._before_update, self._after_update)
         if self.groups.whole is not None:
-            self._hooks.append(self.groups.whole.register_update_hook(self._look_at_update))
+            self._hooks.handles.append(self.groups.whole.register_update_hook(self._look_at_update))
 
     def _meet_groups(self) -> None:
         """Take in the optimizer's groups, where others have come."""
@@ -177,9 +173,11 @@ class Steering:
         if self.stopped is not None:
             return
         loss = torch.as_tensor(loss)
+        self._hooks.reset()
         if self._loader is not None:
             self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
+        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups.device)
         if self._ticks >= self.every:
             self._decide()
         elif len(self._losses) >= UNHEARD + self._ticks:
@@ -193,7 +191,7 @@ class Steering:
     def validate(self, value: torch.Tensor | float) -> None:
         """Tell of a loss on validation data, whenever there is one."""
         value = float(value)
-        if self._control is None and math.isfinite(value):
+        if math.isnan(self._control) and math.isfinite(value):
             self._observer.tell_control(value)
         self._control = value
 
@@ -219,8 +217,7 @@ class Steering:
 
     def detach(self) -> None:
         """Let go: the hooks are taken away, and the settings stay as they are."""
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         vars(self.groups.optimizer).pop(_ATTACHED, None)
         self._record.close()
 
@@ -305,12 +302,11 @@ class Steering:
     def _decide(self) -> None:
         self._meet_groups()
         losses = average_over_processes(read_numbers(self._losses), self.groups.device)
-        count, squares = float(len(losses)), sum(loss * loss for loss in losses)
-        sums = [count, count, sum(losses), squares, float(self._count)]
-        statistics = Statistics(np.array(sums)[:, None], self._watch.read())
+        statistics = self._watch.read(losses, self._count)
         found = self.groups.read(self.plan)
         telemetry = summarise(statistics, self.plan["clip"], self._observer.arithmetic)
         verdict = self._guarded(statistics, telemetry, found, losses)
+        found["learning_rate"] *= self._restraint.warmup.settle()
         self.decisions += 1
         if self._stopwatch is not None:
             seconds = None if self.groups.whole is None else self.groups.whole.time_rules()
@@ -352,9 +348,8 @@ class Steering:
     ) -> np.ndarray:
         left = 1.0 if self.steps is None else max(0.0, 1 - self.iterations / self.steps)
         guard_left = 0.0 if self._guard is None else self._guard.left
-        control = math.nan if self._control is None else self._control
         reading = Reading(
-            telemetry, control, self._restraint.undo(plan or self.plan), left, telemetry is not None, restored,
+            telemetry, self._control, self._restraint.undo(plan or self.plan), left, telemetry is not None, restored,
             guard_left, float(self.iterations * self._context.microbatch),
         )  # fmt: skip
         return self._observer.observe(reading)
@@ -362,6 +357,7 @@ class Steering:
     def _choose(self, found: _Plan) -> _Plan:
         wanted = self.policy.steps(self._seen, self._memory)[0].tolist()
         steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
+        steps = self._restraint.rein(steps, self.iterations)
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
         return self.policy.knobs.move_fields(steps, self._restraint.undo(found), self._observer.arithmetic, ratio)
 

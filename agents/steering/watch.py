@@ -8,9 +8,8 @@ import torch
 from torch.optim import Optimizer
 
 from loopwright.agents.steering.groups import Groups
-from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.probe import Probe
-from loopwright.envs.loop.telemetry import PROBE
+from loopwright.envs.loop.telemetry import PROBE, Statistics
 
 _Tensors = list[torch.Tensor]
 
@@ -41,9 +40,12 @@ class UpdateWatch:
             gradients = [g / scale for g in gradients]
         self.measure(parameters, gradients, groups.momenta(parameters))
 
-    def read(self) -> Floats:
-        """``[updates, len(PROBE), 1]``."""
-        return self._probe.read() if self._parameters else np.zeros((0, len(PROBE), 1), np.float32)
+    def read(self, losses: Sequence[float], updates: int) -> Statistics:
+        """What was measured, with the ``losses`` of the microbatches meanwhile and the number of ``updates``."""
+        count, squares = float(len(losses)), sum(loss * loss for loss in losses)
+        sums = np.array([count, count, sum(losses), squares, float(updates)])[:, None]
+        window = self._probe.read() if self._parameters else np.zeros((0, len(PROBE), 1), np.float32)
+        return Statistics(sums, window)
 
     def state_dict(self) -> dict[str, Any] | None:
         return self._probe.state_dict() if self._parameters else None

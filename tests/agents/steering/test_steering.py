@@ -347,6 +347,38 @@ def test_a_false_start_is_taken_back(rate: float, taken_back: bool, tmp_path: Pa
     assert not torch.equal(loop.weights, before)
 
 
+class Restless(torch.optim.AdamW):
+    """One that overrides the step of its parent, which PyTorch hooks as well."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.filterwarnings("ignore:.*left as they are")
+def test_a_step_within_a_step_counts_once(closure: bool) -> None:
+    Loop(torch.optim.AdamW)  # whose step PyTorch hooks from now on
+    loop = Loop(Restless)
+    steering = loop.attach()
+    for number in range(32):
+        inputs, labels = read_batch(number)
+
+        def backward(inputs: torch.Tensor = inputs, labels: torch.Tensor = labels) -> torch.Tensor:
+            loop.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(loop.model(inputs), labels)
+            loss.backward()
+            return loss
+
+        loss = loop.optimizer.step(backward) if closure else backward()
+        if not closure:
+            loop.optimizer.step()
+        if number == 20:  # one that ends in an error is none
+            with pytest.raises(ZeroDivisionError):
+                loop.optimizer.step(lambda: 1 / 0)
+        steering.step(loss)
+    assert (steering.updates, steering.decisions) == (32, 2)
+
+
 def test_after_too_many_interventions_the_users_settings_hold_again() -> None:
     loop = Loop()
     steering = loop.attach(guard=1)
