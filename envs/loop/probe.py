@@ -10,13 +10,10 @@ from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.telemetry import PROBE, WINDOW
 
 MOST = 2**13  # numbers of each vector that are looked at, or little more: of larger models, some rows stand for all
-_ROWS = "GMWS"  # what is kept of an update
-# The products of those with one another, and where they belong; GP and PS are with the update before, PP is its GG.
-_OWN = [pair for pair in PROBE[2:] if "P" not in pair]
-_OWN_FROM = [_ROWS.index(pair[0]) * len(_ROWS) + _ROWS.index(pair[1]) for pair in _OWN]
-_OWN_TO = [PROBE.index(pair) for pair in _OWN]
-_BEFORE_TO = [PROBE.index(pair) for pair in ("GP", "PS")]
-_GG, _PP = PROBE.index("GG"), PROBE.index("PP")
+_KEPT = "MWSG"  # the rows of an update: before the first of them lies G of the update before, which is its P
+_READ = "P" + _KEPT
+_FROM = [_READ.index(pair[0]) * len(_READ) + _READ.index(pair[1]) for pair in PROBE[2:]]
+_PAIRED = PROBE.index("PP")  # from here on, what an update has that another lies before
 
 
 class Probe:
@@ -39,20 +36,21 @@ class Probe:
         taken = [p[::own] if own > 1 else p for p, own in zip(parameters, self._strides, strict=True)]
         sizes = [t.numel() for t in taken]
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self._updates = torch.zeros(WINDOW, len(_ROWS), sum(sizes), device=like.device, dtype=dtype)
+        self._rows = torch.zeros(1 + WINDOW * len(_KEPT), sum(sizes), device=like.device, dtype=dtype)
+        self._updates = self._rows[1:].view(WINDOW, len(_KEPT), -1)
         self._slots = [
-            [part.view(t.shape) for row in update[:3] for part, t in zip(row.split(sizes), taken, strict=True)]
-            for update in self._updates
+            [part.view(t.shape) for row in "MWG" for part, t in zip(own[row].split(sizes), taken, strict=True)]
+            for own in (dict(zip(_KEPT, update, strict=True)) for update in self._updates)
         ]
         # Each number stands for so many: the products of all are estimated by those of the ones looked at.
         stand = [torch.full((n,), (p.numel() / n) ** 0.5) for p, n in zip(parameters, sizes, strict=True)]
-        self._scale = torch.cat(stand).to(self._updates) if stride > 1 else None
+        self._scale = torch.cat(stand).to(self._rows) if stride > 1 else None
         self._count = 0
 
     def begin(self) -> None:
         """Start a window: what was measured before is forgotten, and until it is measured again there is no memory."""
         self._count = 0
-        self._updates.untyped_storage().resize_(0)
+        self._rows.untyped_storage().resize_(0)
 
     @torch.no_grad()
     def measure(
@@ -64,7 +62,7 @@ class Probe:
         elif self._count == WINDOW:
             self._updates[:-1] = self._updates[1:].clone()
             self._count -= 1
-        found = [*gradients, *momenta, *weights]
+        found = [*momenta, *weights, *gradients]
         if self._scale is not None:
             found = [t[::own] if own > 1 else t for t, own in zip(found, 3 * self._strides, strict=True)]
         torch._foreach_copy_(self._slots[self._count], found)
@@ -72,7 +70,7 @@ class Probe:
 
     def _allocate(self) -> None:
         """Have memory, which all views of the vectors share."""
-        self._updates.untyped_storage().resize_(self._updates.numel() * self._updates.element_size())
+        self._rows.untyped_storage().resize_(self._rows.numel() * self._rows.element_size())
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured in the present window."""
@@ -88,17 +86,18 @@ class Probe:
     @torch.no_grad()
     def read(self) -> Floats:
         """What was measured since ``begin``: ``[updates, len(PROBE), 1]``."""
-        window = np.zeros((self._count, len(PROBE), 1), np.float32)
-        if self._count == 0:
+        count = self._count
+        window = np.zeros((count, len(PROBE), 1), np.float32)
+        if count == 0:
             return window
-        rows, found = self._updates[: self._count], window[:, :, 0]
+        rows, found = self._rows[: 1 + count * len(_KEPT)], window[:, :, 0]
         if self._scale is not None:
             rows = rows * self._scale
-        rows[0, 3] = 0.0
-        torch.sub(rows[1:, 2], rows[:-1, 2], out=rows[1:, 3])
-        own, before = torch.bmm(rows, rows.mT).flatten(1), torch.linalg.vecdot(rows[:-1, :1], rows[1:, ::3])
-        found[:, 0], found[1:, 1] = 1.0, 1.0
-        found[:, _OWN_TO] = own.cpu().numpy()[:, _OWN_FROM]
-        found[1:, _PP] = found[:-1, _GG]
-        found[1:, _BEFORE_TO] = before.cpu().numpy()
+        weights, steps = rows[2::4], rows[3::4]
+        torch.sub(weights[1:], weights[:-1], out=steps[1:])
+        size = rows.shape[1]
+        overlapping = rows.as_strided((count, len(_READ), size), (len(_KEPT) * size, size, 1))
+        products = torch.bmm(overlapping, overlapping.mT).cpu().numpy().reshape(count, -1)
+        found[:, 0], found[1:, 1], found[:, 2:] = 1.0, 1.0, products[:, _FROM]
+        found[0, _PAIRED:] = 0.0
         return window

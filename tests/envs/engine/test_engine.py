@@ -512,7 +512,7 @@ def test_statistics_keep_memory_within_a_window_alone() -> None:
         probe.measure(*([torch.randn(40, 10)] for _ in range(3)))
 
     probe = Probe([torch.zeros(40, 10)])
-    storage = probe._updates.untyped_storage()
+    storage = probe._rows.untyped_storage()
     for _ in range(2):
         probe.begin()
         assert storage.nbytes() == 0
@@ -521,14 +521,14 @@ def test_statistics_keep_memory_within_a_window_alone() -> None:
         assert len(again.read()) == 0
         measure()
         again.load_state_dict(probe.state_dict())
-        assert storage.nbytes() == WINDOW * 4 * 400 * 4
+        assert storage.nbytes() == (WINDOW * 4 + 1) * 400 * 4
         torch.manual_seed(0)
         measure()
         torch.manual_seed(0)
         probe, other = again, probe
         measure()
         np.testing.assert_array_equal(probe.read(), other.read())
-        storage = probe._updates.untyped_storage()
+        storage = probe._rows.untyped_storage()
 
 
 TORCH_TWINS = {
