@@ -13,7 +13,7 @@ MOST = 2**13  # numbers of each vector that are looked at, or little more: of la
 _KEPT = "MWSG"  # the rows of an update: before the first of them lies G of the update before, which is its P
 _READ = "P" + _KEPT
 _FROM = [_READ.index(pair[0]) * len(_READ) + _READ.index(pair[1]) for pair in PROBE[2:]]
-_PAIRED = PROBE.index("PP")  # from here on, what an update has that another lies before
+_PAIRED = PROBE.index("PP") - 2  # of those products, from here on, what an update has that another lies before
 
 
 class Probe:
@@ -97,7 +97,7 @@ class Probe:
         torch.sub(weights[1:], weights[:-1], out=steps[1:])
         size = rows.shape[1]
         overlapping = rows.as_strided((count, len(_READ), size), (len(_KEPT) * size, size, 1))
-        products = torch.bmm(overlapping, overlapping.mT).cpu().numpy().reshape(count, -1)
-        found[:, 0], found[1:, 1], found[:, 2:] = 1.0, 1.0, products[:, _FROM]
-        found[0, _PAIRED:] = 0.0
+        products = torch.bmm(overlapping, overlapping.mT).cpu().numpy().reshape(count, -1)[:, _FROM]
+        products[0, _PAIRED:] = 0.0  # what lies there was never written
+        found[:, 0], found[1:, 1], found[:, 2:] = 1.0, 1.0, products
         return window

@@ -374,7 +374,7 @@ def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypa
     calls: Counter[tuple[str, str]] = Counter()
     now = ""
     for kind, name in ((PlainLoop, "run"), (PlainLoop, "snapshot"), (PlainLoop, "restore"),
-                       (PlainLoop, "evaluate"), (PlainLoop, "step_ratio"), (Observer, "observe")):  # fmt: skip
+                       (PlainLoop, "look"), (PlainLoop, "step_ratio"), (Observer, "observe")):  # fmt: skip
         real = getattr(kind, name)
 
         def counted(self: object, *a: object, real: Any = real, name: str = name, **k: object) -> object:
@@ -397,12 +397,12 @@ def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypa
     decisions = 1 + 3 * ROUNDS
     for name, does in {
         "constant": {"snapshot": decisions + 1},
-        "plateau": {"snapshot": decisions + 1, "evaluate": decisions},
+        "plateau": {"snapshot": decisions + 1, "look": decisions},
         "Muon": {"snapshot": 1},  # the guard leaves another library's optimizer alone
-        "agent": {"snapshot": decisions + 1, "evaluate": decisions, "observe": decisions, "restore": ROUNDS},
+        "agent": {"snapshot": decisions + 1, "look": decisions, "observe": decisions, "restore": ROUNDS},
         "rolling": {"snapshot": decisions + 1, "restore": ROUNDS},
     }.items():
-        for call in ("snapshot", "evaluate", "observe", "restore"):
+        for call in ("snapshot", "look", "observe", "restore"):
             assert calls[name, call] == does.get(call, 0), (name, call)
 
 
