@@ -201,6 +201,7 @@ def test_noise_is_no_false_start(batch: int) -> None:
     stopped = taken_back = 0
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
         model = nn.Linear(8, 1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         steering = attach(optimizer, make_stubborn("lr", 0.0), prices=None)
