@@ -92,7 +92,7 @@ class Groups:
         groups = self.optimizer.param_groups
         sizes = [sum(p.numel() for p in group["params"]) for group in groups]
         self.main = sizes.index(max(sizes))
-        rate = float(groups[self.main]["lr"])
+        rate = self.rate
         self._rates = [float(group["lr"]) / rate if rate > 0 else 1.0 for group in groups]
         decays = [float(group.get("weight_decay", 0.0)) for group in groups]
         most = max(decays)
@@ -150,7 +150,7 @@ class Groups:
                 "second_momentum": group["second_momentum"], "batch": float(group["batch"]), "clip": group["clip"],
                 "optimizer": float(OPTIMIZERS.index(group["rule"])),
             }  # fmt: skip
-        rate = float(group["lr"])
+        rate = self.rate
         if "momentum" in self.settable:
             found["momentum"] = float(group["betas"][0] if means.momentum == BETA else group["momentum"])
             rate *= self._sum_factor(group, found["momentum"])

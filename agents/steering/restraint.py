@@ -71,9 +71,8 @@ class Restraint:
 
     def rein(self, steps: Sequence[float], iterations: int) -> list[float]:
         """A policy's ``steps``, of which that of the learning rate does not lead up while it climbs anyway."""
-        on = self.warmup.is_on(iterations)
-        rates = [field == "learning_rate" for field in self._fields]
-        return [min(step, 0.0) if on and rate else step for step, rate in zip(steps, rates, strict=True)]
+        held = "learning_rate" if self.warmup.is_on(iterations) else None
+        return [min(step, 0.0) if field == held else step for step, field in zip(steps, self._fields, strict=True)]
 
     def take_force(self) -> None:
         """What ``hold`` gave has been set."""

@@ -40,10 +40,9 @@ class WarmUp:
     def begin(self, optimizer: Optimizer, iteration: int) -> None:
         """An update is about to be made, after so many iterations."""
         self.end()
-        if self._ended is None and iteration >= self.iterations:
-            self._level = 1.0
-            return
         self._level = self._find_level(iteration)
+        if self._level == 1.0:
+            return
         for group in optimizer.param_groups:
             rate = group["lr"]
             self._held.append((group, rate.clone() if isinstance(rate, torch.Tensor) else rate))
@@ -51,8 +50,6 @@ class WarmUp:
 
     def end(self) -> None:
         """It has been made."""
-        if not self._held:
-            return
         for group, rate in self._held:
             _set(group, rate)
         self._held.clear()
@@ -81,7 +78,9 @@ class WarmUp:
         return level
 
     def _find_level(self, iteration: int) -> float:
-        return float(self.span ** ((iteration + 1) / self.iterations - 1)) if self._ended is None else self._ended
+        if self._ended is not None:
+            return self._ended
+        return 1.0 if iteration >= self.iterations else float(self.span ** ((iteration + 1) / self.iterations - 1))
 
     def state_dict(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_held"}

@@ -59,8 +59,7 @@ class PlainLoop(ReferenceLoop):
     @torch.no_grad()
     def look(self, split: Split) -> float:
         """The mean loss alone: what a controller is shown."""
-        outputs, labels = self._weights_to_judge(self._cast(split.inputs)), self._cast(split.labels)
-        return compute_losses(self.task.loss, outputs, labels).mean().item()
+        return compute_losses(self.task.loss, *self._predict(self._weights_to_judge, split)).mean().item()
 
     @property
     def _weights_to_judge(self) -> nn.Module:

@@ -244,11 +244,15 @@ class ReferenceLoop:
 
     @torch.no_grad()
     def _evaluate(self, model: nn.Module, split: Split) -> tuple[float, float]:
-        outputs, labels = model(self._cast(split.inputs)), self._cast(split.labels)
+        outputs, labels = self._predict(model, split)
         return (
             compute_losses(self.task.loss, outputs, labels).mean().item(),
             compute_metric(self.task.loss, outputs, labels).item(),
         )
+
+    def _predict(self, model: nn.Module, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs for a split, and its labels."""
+        return model(self._cast(split.inputs)), self._cast(split.labels)
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Numbers, unless they are tokens or classes, in the loop's dtype."""

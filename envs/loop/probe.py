@@ -24,7 +24,7 @@ class Probe:
 
     Args:
         parameters: tensors of the shapes and the device of the run's parameters.
-        most: how many numbers of a vector to look at; None for all. It keeps fifteen vectors of so many, within a
+        most: how many numbers of a vector to look at; None for all. It keeps seventeen vectors of so many, within a
             window.
     """
 
@@ -93,8 +93,8 @@ class Probe:
         rows, found = self._rows[: 1 + count * len(_KEPT)], window[:, :, 0]
         if self._scale is not None:
             rows = rows * self._scale
-        weights, steps = rows[2::4], rows[3::4]
-        torch.sub(weights[1:], weights[:-1], out=steps[1:])
+        weights, moves = (rows[_READ.index(vector) :: len(_KEPT)] for vector in "WS")
+        torch.sub(weights[1:], weights[:-1], out=moves[1:])
         size = rows.shape[1]
         overlapping = rows.as_strided((count, len(_READ), size), (len(_KEPT) * size, size, 1))
         products = torch.bmm(overlapping, overlapping.mT).cpu().numpy().reshape(count, -1)[:, _FROM]

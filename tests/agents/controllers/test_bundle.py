@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from damage import Canary
@@ -180,3 +181,12 @@ def test_what_cannot_be_written_down_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="its card is not JSON"):
         save_policy(policy, tmp_path / "policy.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["adamw", "all", "core"])
+def test_a_shipped_policy_is_its_network(name: str) -> None:
+    policy = load_policy(name)
+    seen = torch.randn(16, policy.features, generator=torch.Generator().manual_seed(0))
+    outputs = policy.network(seen).detach().numpy()
+    wanted = np.stack([outputs[:, part].argmax(axis=1) for part in policy.knobs.parts], axis=1)
+    np.testing.assert_array_equal(policy.act(seen.numpy()), wanted)

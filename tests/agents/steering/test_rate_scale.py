@@ -12,7 +12,14 @@ from torch import nn
 
 from loopwright.agents.steering.attach import attach
 from loopwright.agents.steering.optimizer import PlanOptimizer
-from loopwright.agents.steering.rate_scale import EXPONENT, TRAINED_ON, find_rate_scale
+from loopwright.agents.steering.rate_scale import (
+    EXPONENT,
+    TRAINED_ON,
+    USUAL_RATE,
+    USUAL_SIZE,
+    find_rate_scale,
+    find_usual_rate,
+)
 from loopwright.inner_tasks.models import ModelSpec
 from loopwright.inner_tasks.registry import get_shape
 from loopwright.inner_tasks.suites import get_suite
@@ -31,8 +38,11 @@ def test_rates_fall_as_those_of_the_best_of_the_training_tasks() -> None:
         if model not in sizes:
             sizes[model] = sum(p.numel() for p in model.build().parameters())
         points.append((math.log10(sizes[model]), math.log10(winner["learning_rate"])))
-    slope, _ = np.polyfit(*np.array(points).T, 1)
+    slope, level = np.polyfit(*np.array(points).T, 1)
     assert slope == pytest.approx(EXPONENT, abs=0.01)
+    assert 10 ** (slope * math.log10(USUAL_SIZE) + level) == pytest.approx(USUAL_RATE, rel=0.05)
+    assert find_usual_rate(USUAL_SIZE) == USUAL_RATE
+    assert find_usual_rate(100 * USUAL_SIZE) == pytest.approx(USUAL_RATE * 100**EXPONENT)
     assert max(sizes.values()) == pytest.approx(TRAINED_ON, rel=0.05)
 
 

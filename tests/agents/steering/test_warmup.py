@@ -111,12 +111,12 @@ def test_meanwhile_a_policy_does_not_raise_the_rate() -> None:
     for decision in range(5):
         loop.run(16 * decision, 16 * decision + 16, stay)
         rates.append(loop.optimizer.param_groups[0]["lr"])
-    first = loop.steering.policy.knobs.knobs[0].decode  # type: ignore[union-attr]
+    decode = loop.steering.policy.knobs.knobs[0].decode  # type: ignore[union-attr]
     assert rates[0] == rates[1]
-    assert rates[2] / rates[1] == pytest.approx(float(first(FURTHER)), rel=1e-4)
+    assert rates[2] / rates[1] == pytest.approx(float(decode(FURTHER)), rel=1e-4)
     lowering = start(raises=-FURTHER)
     lowering.run(0, 16, stay)
-    assert lowering.optimizer.param_groups[0]["lr"] < RATE / float(first(FURTHER))
+    assert lowering.optimizer.param_groups[0]["lr"] < RATE / float(decode(FURTHER))
 
 
 @pytest.mark.filterwarnings("ignore:SGD has nothing for")
