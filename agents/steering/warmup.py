@@ -2,9 +2,9 @@
 
 From a rate that is much too high a few iterations spoil the weights for good, before anything has been seen. So it
 begins at a tenth of what is usual for a network of that size, and climbs by equal factors, a decade a decision, as in a
-range test (Smith 2017); a rate that is no higher begins as it is. Where the loss turns up again the climb ends, at the
-rate at which the loss was least. The policy, whose decisions it may fall between, does not see it, and may not raise
-the rate meanwhile: what it sees of the loss is the climb's.
+range test (Smith 2017); a rate that is no higher begins as it is. Where the loss turns up again, by more than losses of
+batches differ, the climb ends, at the rate at which the loss was least. The policy, whose decisions it may fall
+between, does not see it, and may not raise the rate meanwhile: what it sees of the loss is the climb's.
 """
 
 import math
@@ -19,7 +19,9 @@ from loopwright.agents.steering.rate_scale import find_usual_rate
 BELOW = 0.1  # of the usual rate, to begin with
 MOST_CLIMB = 1 / 8  # of a run's steps
 TURN_RATIO = 1.3  # times the least loss so far, both smoothed
+TURN_MARGIN = 3.0  # standard deviations of a batch's loss, by which it lies above that at least
 SMOOTHING = 0.3  # of a loss in that
+DIFFERENCE = 1.128  # standard deviations that two draws from a normal distribution differ by in the mean
 
 
 class WarmUp:
@@ -35,6 +37,7 @@ class WarmUp:
         self._held: list[tuple[dict[str, Any], Any]] = []
         self._level = 1.0  # what the rate is multiplied by
         self._loss, self._least, self._best = 0.0, math.inf, 1.0  # smoothed, the least of it, and the level there
+        self._last, self._differences, self._count = 0.0, 0.0, 0  # of successive losses: their sum, and how many
         self._ended: float | None = None  # the level at which the climb has ended early
 
     def begin(self, optimizer: Optimizer, iteration: int) -> None:
@@ -63,11 +66,19 @@ class WarmUp:
         first = self._least == math.inf
         if self._ended is not None or (first and not math.isfinite(loss)):
             return
+        if not first:
+            self._differences, self._count = self._differences + abs(loss - self._last), self._count + 1
+        self._last = loss
         self._loss = loss if first else self._loss + SMOOTHING * (loss - self._loss)
         if self._loss < self._least:
             self._least, self._best = self._loss, self._level
-        elif not self._loss <= TURN_RATIO * self._least:  # or it is no number
+        elif not math.isfinite(self._loss) or self._turns():
             self._ended = self._best
+
+    def _turns(self) -> bool:
+        """Whether the loss lies above its least by more than its noise, which a trend hardly adds to (moving range)."""
+        noise = self._differences / (DIFFERENCE * max(self._count, 1))
+        return self._loss > TURN_RATIO * self._least and self._loss - self._least > TURN_MARGIN * noise
 
     def settle(self) -> float:
         """What the learning rate is to be multiplied by from now on: not 1 where the climb has ended early."""

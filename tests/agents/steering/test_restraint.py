@@ -199,13 +199,13 @@ def test_what_a_plan_optimizer_counts_is_brought_back_with_its_state() -> None:
 def test_noise_is_no_false_start(batch: int) -> None:
     """Of a regression at a rate that is far too small to do anything: the first loss is one batch's, and may be low."""
     stopped = taken_back = 0
-    for seed in range(20):
+    for seed in range(100):
         random = torch.Generator().manual_seed(seed)
-        torch.manual_seed(2000 + seed)
+        torch.manual_seed(seed)
         model = nn.Linear(8, 1)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         steering = attach(optimizer, make_stubborn("lr", 0.0), prices=None)
-        for _ in range(64):
+        for _ in range(32):
             inputs, noise = (torch.randn(batch, n, generator=random) for n in (8, 1))
             loss = (model(inputs) - noise).square().mean()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ def test_noise_is_no_false_start(batch: int) -> None:
         taken_back += steering._guard.left < 1
         stopped += steering.stopped is not None
     assert stopped == 0
-    assert taken_back <= 1
+    assert taken_back <= 5
 
 
 def test_a_first_loss_that_is_none_does_not_hide_a_false_start() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_restraint import FURTHER, make_stubborn
@@ -11,6 +12,7 @@ from test_steering import Loop
 
 from loopwright import attach
 from loopwright.agents.steering.rate_scale import find_usual_rate
+from loopwright.agents.steering.warmup import WarmUp
 from loopwright.envs.loop.errors import LoopwrightError
 
 SIZE = 738  # parameters of the loop
@@ -96,6 +98,21 @@ def test_where_the_loss_turns_it_ends_and_the_rate_stays_where_the_loss_was_leas
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(used[-1])
     assert loop.steering is not None
     assert loop.steering.plan["learning_rate"] == pytest.approx(used[-1])
+
+
+@pytest.mark.parametrize(("leap", "least", "most"), [(1, 0.0, 0.05), (5, 0.7, 1.0)])
+def test_noise_of_single_samples_does_not_end_it_and_a_leap_does(leap: int, least: float, most: float) -> None:
+    rng, early, ended = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        climb = WarmUp(32, 100.0)
+        for number, loss in enumerate(rng.exponential(1.0, 32) * np.where(np.arange(32) < 20, 1, leap)):
+            climb.watch(float(loss))
+            climb.settle()
+            if climb.iterations == 0:
+                early, ended = early + (number < 20), ended + 1
+                break
+    assert early <= 0.05 * 200
+    assert least * 200 <= ended <= most * 200
 
 
 def test_a_loss_that_is_no_number_ends_it() -> None:
