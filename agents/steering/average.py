@@ -1,7 +1,8 @@
 """The averaged copy of the weights that a plan's ``average`` asks for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,8 +28,7 @@ class WeightAverage:
         elif [p.shape for p in parameters] != [w.shape for w in self.weights]:
             self.weights = [p.detach().clone() for p in parameters]
         else:
-            average = get_ema_multi_avg_fn(0.5 ** (1 / half_life))  # type: ignore[no-untyped-call]
-            average(self.weights, [p.detach() for p in parameters], torch.tensor(1))
+            _make_average(half_life)(self.weights, parameters, 1)
 
     @contextmanager
     def applied(self, parameters: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -54,3 +54,9 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weights = list(state["weights"])
+
+
+@lru_cache(maxsize=8)  # it is asked for once an update
+def _make_average(half_life: float) -> Callable[..., None]:
+    average: Callable[..., None] = get_ema_multi_avg_fn(0.5 ** (1 / half_life))  # type: ignore[no-untyped-call]
+    return average
