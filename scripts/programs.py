@@ -4,7 +4,7 @@
     loopwright programs --programs "GRU, names" --seeds 2 --folder runs/programs
 
 Goes on where it was interrupted. Every program: 20 settings of AdamW with a cosine are tried, the best sets the target,
-then everybody starts.
+then everybody starts; and in the end all run by turns, for the time that an iteration takes.
 """
 
 import math
@@ -34,14 +34,16 @@ from loopwright.scripts.real_programs.standing import (
     compare_rivals,
     cut_at,
     draw_curves,
+    retime,
     tabulate_ratios,
     write_contest_page,
 )
-from loopwright.scripts.real_programs.trial import TrainingTrial, TrialsFile, run_trial
+from loopwright.scripts.real_programs.trial import TrainingTrial, TrialsFile, run_trial, time_rivals
 from loopwright.scripts.run import run
 
 TUNING_SEED = 1000
 SHARE = 0.8  # of the tuned cosine's run, after which its loss is the target
+TIMED_ROUNDS = 3  # in which all are timed
 
 
 @dataclass
@@ -126,12 +128,41 @@ class Race:
             for rival, policy in steers.items() for seed in range(self.config.seeds) for p in self.programs
         ))  # fmt: skip
 
+    def find_rounds(self, program: str) -> list[list[TrainingTrial]]:
+        """Those in which every rival was timed, with the policies that steer now."""
+        prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
+        rounds: dict[int, list[TrainingTrial]] = {}
+        for trial in self.find("timing", program):
+            if trial.policy == prints.get(trial.rival, ""):
+                rounds.setdefault(trial.seed, []).append(trial)
+        return [own for own in rounds.values() if {t.rival for t in own} == set(RIVALS)]
+
+    def time(self) -> None:
+        """Time all by turns, where that was not done often enough; a round that was interrupted does not count."""
+        work = []
+        for p in self.programs:
+            first = 1 + max((t.seed for t in self.find("timing", p)), default=-1)
+            rounds = range(first, first + TIMED_ROUNDS - len(self.find_rounds(p)))
+            work += [(p, number, self.choose(p), self.policies) for number in rounds]
+        parts = work_apart(time_rivals, work, self.config.workers)
+        for trials in tqdm(parts, total=len(work), desc="timing", unit="round"):
+            for trial in trials:
+                self.file.append(trial)
+
+    def find_pace(self, program: str) -> dict[str, float]:
+        """The seconds that an iteration takes, by rival: the median of the rounds."""
+        rounds = self.find_rounds(program)
+        each = {rival: [t.seconds / t.curve[-1][0] for own in rounds for t in own if t.rival == rival]
+                for rival in RIVALS}  # fmt: skip
+        return {rival: statistics.median(own) for rival, own in each.items()}
+
     def collect(self) -> list[TrainingTrial]:
-        """A trial of every rival on every program and seed."""
+        """A trial of every rival on every program and seed, its seconds as timed by turns."""
         tuned = [cut_at(t, self.find_target(p)) for p in self.programs for t in self.find("target", p)]
         prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
         raced = [t for p in self.programs for t in self.find("contest", p) if t.policy == prints.get(t.rival, "")]
-        return [t for t in tuned + raced if t.seed < self.config.seeds]
+        paces = {p: self.find_pace(p) for p in self.programs}
+        return [retime(t, paces[t.program][t.rival]) for t in tuned + raced if t.seed < self.config.seeds]
 
 
 def main(config: Config) -> int:
@@ -147,11 +178,12 @@ def race_programs(config: Config, programs: Sequence[str]) -> int:
     contest.tune()
     contest.aim()
     contest.race()
+    contest.time()
     trials = contest.collect()
     tables = tabulate_ratios(compare_rivals(trials, programs))
     by_default = f"`{ADAM_POLICY}`, and `loopwright.optimizer` by `{WHOLE_POLICY}`"
     steered = f"`{config.policy}`" if config.policy else by_default
-    provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning}
+    provenance = {"policy": steered, "seeds": config.seeds, "tuning": config.tuning, "rounds": TIMED_ROUNDS}
     write_whole(config.folder / "README.md", write_contest_page(tables, provenance))
     with writing(config.folder / "programs.png") as picture:
         draw_curves(trials, programs, 0).savefig(picture, dpi=110)

@@ -20,9 +20,10 @@ PAGE = """# Real programs
 Written by `loopwright programs`. Five ordinary PyTorch programs (`scripts/real_programs`), each trained until the loss
 on judged data is at most what AdamW with a cosine, the best of {tuning} settings, has reached after 80 % of its run
 (the median of its seeds). Costs are ratios to that tuned cosine's, geometric mean over programs and {seeds} paired
-seeds with a 95 % interval, below 1 is less; a miss counts as the whole run. Seconds are processor time of one thread,
-with all that steering does inside, its looks at watched data included. "From 10 times its rate": it starts from ten
-times the learning rate that tuning found. Steered by {policy}.
+seeds with a 95 % interval, below 1 is less; a miss counts as the whole run. Seconds are iterations times what one
+takes: processor time of one thread, with all that steering does inside, its looks at watched data included, in whole
+runs of everybody by turns, the median of {rounds} rounds. "From 10 times its rate": it starts from ten times the
+learning rate that tuning found. Steered by {policy}.
 
 ![Loss over seconds](programs.png)
 """
@@ -38,6 +39,12 @@ def cut_at(trial: TrainingTrial, target: float) -> TrainingTrial:
     per_iteration = trial.samples / trial.curve[-1][0]
     samples, curve = round(per_iteration * iterations), trial.curve[: reached + 1]
     return replace(trial, purpose="contest", target=target, hit=True, samples=samples, seconds=seconds, curve=curve)
+
+
+def retime(trial: TrainingTrial, pace: float) -> TrainingTrial:
+    """The trial with so many seconds for an iteration, instead of those it took when it was run."""
+    curve = tuple((iterations, pace * iterations, loss) for iterations, _, loss in trial.curve)
+    return replace(trial, seconds=curve[-1][1], curve=curve)
 
 
 def compare_rivals(trials: Sequence[TrainingTrial], programs: Sequence[str]) -> dict[str, dict[str, list[Ratio]]]:

@@ -1,7 +1,8 @@
-"""One program trained once, and what it took to reach a loss."""
+"""One program trained once, and what it took to reach a loss; or by everybody in turn, and what an iteration took."""
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,8 @@ from loopwright.scripts.real_programs.rivals import RIVALS, CosineSetting, Launc
 
 LOOKS = 40  # times that a run is judged
 WATCHED_EVERY = 16  # iterations between looks at data that is watched, of what is steered
+TURN = 20  # iterations of one before the next has its turn, where all are timed
+PURPOSES = ("tuning", "target", "contest", "timing")
 
 
 def _check_setting(values: dict[str, float]) -> dict[str, float]:
@@ -37,7 +40,7 @@ class TrainingTrial:
 
     Attributes:
         program, rival, seed: which run it is.
-        purpose: "tuning", "target" or "contest".
+        purpose: "tuning", "target", "contest" or "timing".
         policy: fingerprint of the one that steered, empty where none did.
         setting: the cosine's that was used.
         target: the loss it had to reach, None where it had none.
@@ -49,7 +52,7 @@ class TrainingTrial:
     program: Name
     rival: Name
     seed: Count
-    purpose: Annotated[str, AfterValidator(one_of("tuning", "target", "contest"))]
+    purpose: Annotated[str, AfterValidator(one_of(*PURPOSES))]
     policy: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     setting: Annotated[dict[str, float], AfterValidator(_check_setting)]
     target: float | None
@@ -84,6 +87,56 @@ def judge_model(program: Program, model: nn.Module, data: Batch) -> float:
     return loss
 
 
+class ProgramRun:
+    """A program under one of its rivals, as far as it has come, in one thread.
+
+    Attributes:
+        iteration, seconds: made so far, and the processor time they took, with all that steering does inside.
+    """
+
+    def __init__(self, program: str, rival: str, seed: int, setting: CosineSetting, policy: Policy | None) -> None:
+        torch.set_num_threads(1)
+        self.program, self.rival, self.seed, self.setting, self.policy = program, rival, seed, setting, policy
+        self._program = get_program(program)
+        data, watched, self._judged = self._program.load_data()
+        self._model = self._program.build_model(seed)
+        size = self._program.batch_size
+        launch = Launch(self._model, self._program.iterations, len(data[0]), size, setting, policy)
+        self._driver = RIVALS[rival](launch)
+        self._batches, self._looked_at = (draw_batches(own, size, seed) for own in (data, watched))
+        self.iteration, self.seconds = 0, 0.0
+
+    def judge(self) -> tuple[int, float, float]:
+        """A point of its curve."""
+        with self._driver.judged():
+            return self.iteration, self.seconds, judge_model(self._program, self._model, self._judged)
+
+    def advance(self, iterations: int) -> None:
+        for _ in range(iterations):
+            batch, begun = next(self._batches), time.process_time()
+            if self._driver.steering is not None and self.iteration % WATCHED_EVERY == 0:
+                with self._driver.judged():
+                    watched = judge_model(self._program, self._model, next(self._looked_at))
+                self._driver.steering.validate(watched)
+            loss = self._program.compute_loss(self._model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._driver.step(loss)
+            for optimizer in self._driver.update.optimizers:
+                optimizer.zero_grad()
+            self.seconds += time.process_time() - begun
+            self.iteration += 1
+
+    def finish(self, purpose: str, target: float | None, curve: list[tuple[int, float, float]]) -> TrainingTrial:
+        """What became of it."""
+        hit = target is not None and curve[-1][2] <= target
+        samples = curve[-1][0] * self._program.batch_size
+        fingerprint = "" if self.policy is None else self.policy.fingerprint
+        return TrainingTrial(
+            self.program, self.rival, self.seed, purpose, fingerprint, asdict(self.setting), target, hit, samples,
+            curve[-1][1], tuple(curve),
+        )  # fmt: skip
+
+
 def run_trial(
     name: str, rival: str, seed: int, purpose: str, setting: CosineSetting, target: float | None, policy: Policy | None
 ) -> TrainingTrial:
@@ -91,46 +144,29 @@ def run_trial(
 
     ``policy`` steers those that are steered.
     """
-    torch.set_num_threads(1)
-    program = get_program(name)
-    data, watched, judged = program.load_data()
-    model = program.build_model(seed)
-    launch = Launch(model, program.iterations, len(data[0]), program.batch_size, setting, policy)
-    driver = RIVALS[rival](launch)
-    batches, looked_at = (draw_batches(own, program.batch_size, seed) for own in (data, watched))
-    every, curve, seconds = max(1, program.iterations // LOOKS), [], 0.0
-    for iteration in range(program.iterations + 1):
-        if iteration % every == 0:
-            with driver.judged():
-                loss = judge_model(program, model, judged)
-            curve.append((iteration, seconds, loss))
-            if iteration == program.iterations or (target is not None and loss <= target):
-                break
-        batch, begun = next(batches), time.process_time()
-        if driver.steering is not None and iteration % WATCHED_EVERY == 0:
-            with driver.judged():
-                driver.steering.validate(judge_model(program, model, next(looked_at)))
-        loss_now = program.compute_loss(model, batch)
-        loss_now.backward()  # type: ignore[no-untyped-call]
-        driver.step(loss_now)
-        for optimizer in driver.update.optimizers:
-            optimizer.zero_grad()
-        seconds += time.process_time() - begun
-    hit = target is not None and curve[-1][2] <= target
-    samples = curve[-1][0] * program.batch_size
-    return TrainingTrial(
-        name,
-        rival,
-        seed,
-        purpose,
-        "" if policy is None else policy.fingerprint,
-        asdict(setting),
-        target,
-        hit,
-        samples,
-        seconds,
-        tuple(curve),
-    )
+    run = ProgramRun(name, rival, seed, setting, policy)
+    iterations = get_program(name).iterations
+    every, curve = max(1, iterations // LOOKS), [run.judge()]
+    while run.iteration + every <= iterations and (target is None or not curve[-1][2] <= target):
+        run.advance(every)
+        curve.append(run.judge())
+    return run.finish(purpose, target, curve)
+
+
+def time_rivals(name: str, seed: int, setting: CosineSetting, policies: Mapping[str, Policy]) -> list[TrainingTrial]:
+    """The whole run of every rival, all by turns: whatever else the machine does, it does to all of them.
+
+    ``policies`` are those of the rivals that are steered.
+    """
+    runs = [ProgramRun(name, rival, seed, setting, policies.get(rival)) for rival in RIVALS]
+    curves = [[run.judge()] for run in runs]
+    iterations = get_program(name).iterations
+    for done in range(0, iterations, TURN):
+        for run in runs:
+            run.advance(min(TURN, iterations - done))
+    for run, curve in zip(runs, curves, strict=True):
+        curve.append(run.judge())
+    return [run.finish("timing", None, curve) for run, curve in zip(runs, curves, strict=True)]
 
 
 @strict

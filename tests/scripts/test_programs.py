@@ -14,7 +14,7 @@ from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.sealed import seal_all
 from loopwright.scripts import programs
-from loopwright.scripts.programs import Config, list_settings, main
+from loopwright.scripts.programs import TIMED_ROUNDS, Config, Race, list_settings, main
 from loopwright.scripts.real_programs import program as listed
 from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
 from loopwright.scripts.real_programs.rivals import RIVALS, STEERED_BY, TUNED, CosineSetting
@@ -82,28 +82,63 @@ def test_a_trial_ends_where_it_reaches_the_target_and_is_cut_there(monkeypatch: 
     assert (missed.hit, missed.samples) == (False, whole.samples)
 
 
+def invite(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let no others take part."""
+    for module in ("programs", "real_programs.standing", "real_programs.trial"):
+        monkeypatch.setattr(f"loopwright.scripts.{module}.RIVALS", {name: RIVALS[name] for name in names})
+
+
+@pytest.mark.filterwarnings("ignore:.*left as they are")
+def test_seconds_are_those_of_whole_rounds_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, 32)
+    both = (TUNED, "AdamW, steered")
+    invite(monkeypatch, *both)
+    folder = tmp_path / "contest"
+    config = Config(programs=(SMALL,), seeds=1, tuning=1, workers=1, folder=folder, policy="lr-momentum")
+    assert main(config) == 0
+    contest = Race(config, [SMALL])
+    timed = contest.find("timing", SMALL)
+    assert [(t.rival, t.seed) for t in timed] == [
+        (r, n) for n in range(TIMED_ROUNDS) for r in (TUNED, "AdamW, steered")
+    ]
+    assert all(t.curve[-1][0] == 32 and t.seconds > 0 for t in timed)
+    pace = contest.find_pace(SMALL)
+    assert pace[TUNED] == sorted(t.seconds for t in timed if t.rival == TUNED)[TIMED_ROUNDS // 2] / 32
+    for trial in contest.collect():
+        assert trial.seconds == pytest.approx(pace[trial.rival] * trial.samples / 64)
+        assert trial.curve[-1][1] == trial.seconds
+    contest.time()
+    assert len(contest.find("timing", SMALL)) == 2 * TIMED_ROUNDS  # nothing is missing
+    contest.file.rewrite([t for t in contest.file.records if t.key != timed[-1].key])  # killed within a round
+    contest = Race(config, [SMALL])
+    contest.time()
+    rounds = [t.seed for t in contest.find("timing", SMALL)]
+    assert rounds == [*sorted([*range(TIMED_ROUNDS)] * 2)[:-1], TIMED_ROUNDS, TIMED_ROUNDS]
+    other = Race(replace(config, policy="adamw"), [SMALL])
+    assert other.find_rounds(SMALL) == []
+
+
 @pytest.mark.filterwarnings("ignore:.*left as they are")
 def test_a_contest_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shorten(monkeypatch, 32)
     steered = "AdamW, steered"
-    monkeypatch.setattr(programs, "RIVALS", {name: RIVALS[name] for name in (TUNED, "AdamW, default", steered)})
-    monkeypatch.setattr("loopwright.scripts.real_programs.standing.RIVALS", programs.RIVALS)
+    invite(monkeypatch, TUNED, "AdamW, default", steered)
     config = Config(programs=(SMALL,), seeds=2, tuning=2, workers=1, folder=tmp_path)
     assert main(config) == 0
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + 2 + 2 + 2 * 2
+    assert len(lines) == 1 + 2 + 2 + 2 * 2 + programs.TIMED_ROUNDS * 3
     page = (tmp_path / "README.md").read_text()
     assert f"| {steered} |" in page
     assert (tmp_path / "programs.png").stat().st_size > 10_000
-    (tmp_path / "trials.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:50])  # killed while writing
+    (tmp_path / "trials.jsonl").write_text("\n".join(lines[:7]) + "\n" + lines[7][:50])  # killed while writing
     assert main(config) == 0
     again = (tmp_path / "trials.jsonl").read_text().splitlines()
     assert len(again) == len(lines)
     timed = ("seconds", "curve", "previous", "hash")
     without_time = [{k: v for k, v in json.loads(line).items() if k not in timed} for line in again]
-    assert without_time[-2:] == [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines[-2:]]
+    assert without_time[7:9] == [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines[7:9]]
     assert steered in capsys.readouterr().out
     with pytest.raises(LoopwrightError, match=r"trials of another evaluation \(tuning differ\)"):
         main(replace(config, tuning=3))
@@ -136,7 +171,7 @@ HEADER = {"versions": {}, "tuning": 1, "programs": {SMALL: {}}}
     ("change", "problem"),
     [
         ({"program": "another"}, "the header names no program 'another'"),
-        ({"purpose": "fun"}, "purpose: must be one of tuning, target, contest, got 'fun'"),
+        ({"purpose": "fun"}, "purpose: must be one of tuning, target, contest, timing, got 'fun'"),
         ({"policy": "me"}, r"policy: String should match pattern"),
         ({"setting": {"lr": 0.1}}, "setting: must be lr, weight_decay, warm_up"),
         ({"samples": -1}, "samples: Input should be greater than or equal to 0, got -1"),
