@@ -84,6 +84,7 @@ class Race:
         chosen = {rival: config.policy or name for rival, name in STEERED_BY.items()}
         loaded = {name: load_policy(name) for name in set(chosen.values())}
         self.policies = {rival: loaded[name] for rival, name in chosen.items()}
+        self._prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
         header = {"versions": read_versions(), "tuning": config.tuning}
         header |= {"programs": {name: asdict(get_program(name)) for name in programs}}
         self.config, self.programs = config, programs
@@ -91,6 +92,10 @@ class Race:
 
     def find(self, purpose: str, program: str) -> list[TrainingTrial]:
         return [t for t in self.file.records if t.purpose == purpose and t.program == program]
+
+    def find_current(self, purpose: str, program: str) -> list[TrainingTrial]:
+        """Without what other policies steered."""
+        return [t for t in self.find(purpose, program) if t.policy == self._prints.get(t.rival, "")]
 
     def do(self, purpose: str, work: Iterable[Work]) -> None:
         """Run what is missing of ``work``."""
@@ -130,11 +135,9 @@ class Race:
 
     def find_rounds(self, program: str) -> list[list[TrainingTrial]]:
         """Those in which every rival was timed, with the policies that steer now."""
-        prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
         rounds: dict[int, list[TrainingTrial]] = {}
-        for trial in self.find("timing", program):
-            if trial.policy == prints.get(trial.rival, ""):
-                rounds.setdefault(trial.seed, []).append(trial)
+        for trial in self.find_current("timing", program):
+            rounds.setdefault(trial.seed, []).append(trial)
         return [own for own in rounds.values() if {t.rival for t in own} == set(RIVALS)]
 
     def time(self) -> None:
@@ -159,8 +162,7 @@ class Race:
     def collect(self) -> list[TrainingTrial]:
         """A trial of every rival on every program and seed, its seconds as timed by turns."""
         tuned = [cut_at(t, self.find_target(p)) for p in self.programs for t in self.find("target", p)]
-        prints = {rival: policy.fingerprint for rival, policy in self.policies.items()}
-        raced = [t for p in self.programs for t in self.find("contest", p) if t.policy == prints.get(t.rival, "")]
+        raced = [t for p in self.programs for t in self.find_current("contest", p)]
         paces = {p: self.find_pace(p) for p in self.programs}
         return [retime(t, paces[t.program][t.rival]) for t in tuned + raced if t.seed < self.config.seeds]
 

@@ -77,7 +77,7 @@ class WarmUp:
 
     def _turns(self) -> bool:
         """Whether the loss lies above its least by more than its noise, which a trend hardly adds to (moving range)."""
-        noise = self._differences / (DIFFERENCE * max(self._count, 1))
+        noise = self._differences / (DIFFERENCE * self._count)
         return self._loss > TURN_RATIO * self._least and self._loss - self._least > TURN_MARGIN * noise
 
     def settle(self) -> float:

@@ -13,7 +13,6 @@ from loopwright.agents.controllers.bundle import load_policy
 from loopwright.agents.judging.statistics import SECONDS
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.sealed import seal_all
-from loopwright.scripts import programs
 from loopwright.scripts.programs import TIMED_ROUNDS, Config, Race, list_settings, main
 from loopwright.scripts.real_programs import program as listed
 from loopwright.scripts.real_programs.program import PROGRAMS, draw_batches, get_program
@@ -98,9 +97,7 @@ def test_seconds_are_those_of_whole_rounds_by_turns(tmp_path: Path, monkeypatch:
     assert main(config) == 0
     contest = Race(config, [SMALL])
     timed = contest.find("timing", SMALL)
-    assert [(t.rival, t.seed) for t in timed] == [
-        (r, n) for n in range(TIMED_ROUNDS) for r in (TUNED, "AdamW, steered")
-    ]
+    assert [(t.rival, t.seed) for t in timed] == [(rival, n) for n in range(TIMED_ROUNDS) for rival in both]
     assert all(t.curve[-1][0] == 32 and t.seconds > 0 for t in timed)
     pace = contest.find_pace(SMALL)
     assert pace[TUNED] == sorted(t.seconds for t in timed if t.rival == TUNED)[TIMED_ROUNDS // 2] / 32
@@ -128,7 +125,7 @@ def test_a_contest_goes_on_where_it_was_interrupted(
     config = Config(programs=(SMALL,), seeds=2, tuning=2, workers=1, folder=tmp_path)
     assert main(config) == 0
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + 2 + 2 + 2 * 2 + programs.TIMED_ROUNDS * 3
+    assert len(lines) == 1 + 2 + 2 + 2 * 2 + TIMED_ROUNDS * 3
     page = (tmp_path / "README.md").read_text()
     assert f"| {steered} |" in page
     assert (tmp_path / "programs.png").stat().st_size > 10_000
