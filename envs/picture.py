@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loopwright.envs.loop.arithmetic import Many, One
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.knobs import Knob
 from loopwright.envs.loop.plan import CHOICES
@@ -91,7 +92,7 @@ def _place(knob: Knob, frames: Sequence[Frame]) -> npt.NDArray[np.floating]:
     if knob.field in CHOICES:
         values = [CHOICES[knob.field].index(value) for value in values]
     numbers = np.asarray(values, dtype=float)
-    return np.clip(knob.encode(numbers), knob.low, knob.high) if len(numbers) else numbers
+    return np.clip(knob.encode(Many, numbers), knob.low, knob.high) if len(numbers) else numbers
 
 
 def _bound(knob: Knob, places: npt.NDArray[np.floating]) -> Bounds:
@@ -112,7 +113,7 @@ def _bound_losses(losses: npt.NDArray[np.floating], task: Task) -> Bounds:
 
 
 def _say(knob: Knob, place: float) -> str:
-    value = float(knob.decode(np.array([place]))[0])
+    value: float = knob.decode(One, place)
     if knob.field in CHOICES:
         return CHOICES[knob.field][round(value)]
     if knob.field == "rollback":

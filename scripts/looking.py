@@ -18,11 +18,12 @@ from loopwright.agents.steering.steering import Steering
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.loop.averages import Floats
+from loopwright.envs.loop.compiled_observer import CompiledObserver
 from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.observer import Observer, Reading
+from loopwright.envs.loop.observer import Reading
 from loopwright.envs.loop.plan import LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import summarise
 from loopwright.inner_tasks import MLP, Split, Task, get_task
@@ -47,7 +48,7 @@ def _make_large() -> Task:
 def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | str]:
     bare, watched = (PlainLoop(task, 0, microbatch=microbatch, telemetry=telemetry) for telemetry in (False, True))
     parameters = sum(p.numel() for p in bare.parameters)
-    observer, knobs = Observer(), KnobSet("core")
+    observer, knobs = CompiledObserver(), KnobSet("core")
     observer.begin([0], np.ones(1), [Context(target=0.5, budget=1e4, parameters=parameters, samples=1000)])
     network = build_network([len(OBSERVATION_NAMES), 128, 128, sum(knobs.choices)], "tanh")
     policy, plan = Policy(network, knobs, PLAN), name_column(stack_plans([PLAN]), 0)
@@ -66,7 +67,7 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
         return observer.observe(Reading(telemetry, loss, plan, 0.5, True, False, samples_read=1000.0))
 
     def decide() -> dict[str, float]:
-        return knobs.move_fields(policy.steps(seen)[0].tolist(), plan, observer.arithmetic)
+        return knobs.move_fields(policy.steps_of_one(seen), plan, observer.arithmetic)
 
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(taken["decision"]) < 10:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loopwright.agents.controllers.carded import compute_digest
+from loopwright.agents.controllers.compiled_network import CompiledNetwork, is_possible
 from loopwright.agents.controllers.recollection import Memory, Recollection
 from loopwright.envs.loop.averages import Floats
 from loopwright.envs.loop.controller import Described, View
@@ -92,6 +93,12 @@ class Policy(Described):
                 part = self.knobs.parts[column]
                 steps[:, column] = self._sizes[part][outputs[:, part].argmax(axis=1)]
         return steps
+
+    def steps_of_one(self, observation: Floats, memory: Memory | None = None) -> list[float]:
+        """``steps`` of a single run, observed ``[1, features]``, to 1e-4; compiled where there is a C compiler."""
+        if self._compiled is None:
+            return [float(step) for step in self.steps(observation, memory)[0]]
+        return self._compiled(observation[0])
 
     def predict(
         self,
@@ -205,6 +212,17 @@ class Policy(Described):
     def _layers(self) -> list[Callable[[Floats], Floats]]:
         """The network, layer by layer, on arrays: for one run torch's own calls take longer than the arithmetic."""
         return [_read_layer(layer) for layer in self.network]
+
+    @cached_property
+    def _compiled(self) -> CompiledNetwork | None:
+        """The network for one run; None where it is of another kind, or there is no compiler."""
+        kinds = {type(layer) for layer in self.network}
+        if self.lstm is not None or self.knobs.action != "discrete" or kinds - {nn.Linear, nn.Tanh}:
+            return None
+        if not is_possible():
+            return None
+        sizes, whole = [knob.steps for knob in self.knobs.knobs], [knob.whole for knob in self.knobs.knobs]
+        return CompiledNetwork(list_linear(self.network), sizes, whole)
 
     @cached_property
     def _recollection(self) -> Recollection | None:

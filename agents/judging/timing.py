@@ -27,11 +27,12 @@ from loopwright.envs.engine.cost import measure_cost
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
 from loopwright.envs.episode.settings import EpisodeSettings
+from loopwright.envs.loop.compiled_observer import CompiledObserver
 from loopwright.envs.loop.context import Context
 from loopwright.envs.loop.controller import Controller, View
 from loopwright.envs.loop.guard import SNAPSHOT_EVERY
 from loopwright.envs.loop.observation import OBSERVATION_NAMES, Needs
-from loopwright.envs.loop.observer import Observer, Reading
+from loopwright.envs.loop.observer import Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import Statistics, summarise
 from loopwright.envs.loop.untrusted import Name, Positive, demand, strict
@@ -121,8 +122,10 @@ class _TimedLoop:
         watched = controller.needs is Needs.OBSERVATION
         self.loop, self.bare = (self._loop(seed, telemetry) for telemetry in (watched, False))
         self.size = min(settings.control_batch, len(task.control))
+        order = torch.randperm(len(task.control), generator=torch.Generator().manual_seed(seed))
+        self.control = Split(task.control.inputs[order], task.control.labels[order])
         self.look = measure_cost(task.model).look(self.size) if controller.needs.looks else 0.0
-        self.observer = Observer()
+        self.observer = CompiledObserver()
         price_list, own = settings.price_list, controller.own_optimizer
         names = OPTIMIZERS if own is None else [*OPTIMIZERS, own.kind]
         self.prices = price_list.quote(task.model, settings.microbatch, names)
@@ -174,8 +177,7 @@ class _TimedLoop:
         """What a controller does between two decisions of one run: a policy as it does in a loop it is attached to."""
         observation = np.zeros((1, len(OBSERVATION_NAMES)), np.float32)
         if self.controller.needs.looks:
-            index = torch.randint(len(self.task.control), (self.size,))
-            loss = self.loop.look(Split(self.task.control.inputs[index], self.task.control.labels[index]))
+            loss = self.loop.look(self._next_control_batch())
             if self.controller.needs is Needs.CONTROL_LOSS:
                 self.smoothed += 0.3 * (math.log(max(loss, 1e-12)) - self.smoothed)
                 observation[0, OBSERVATION_NAMES.index("control_progress")] = self.smoothed
@@ -186,11 +188,17 @@ class _TimedLoop:
                 observation = self.observer.observe(reading)
         self.decisions += 1
         if isinstance(self.controller, Policy):
-            steps = self.controller.steps(observation, self.memory)[0].tolist()
+            steps = self.controller.steps_of_one(observation, self.memory)
             self.controller.knobs.move_fields(steps, fields, self.observer.arithmetic, self.loop.step_ratio)
             return
         taken, left = torch.tensor([float(self.decisions)]), torch.tensor([0.5])
         self.controller.decide(View(torch.from_numpy(observation), plans, left, taken, self.loop.step_ratio))
+
+    def _next_control_batch(self) -> Split:
+        """Of the split in random order the next samples."""
+        start = self.decisions * self.size % (len(self.control) - self.size + 1)
+        batch = slice(start, start + self.size)
+        return Split(self.control.inputs[batch], self.control.labels[batch])
 
 
 def _check(header: Header, timing: Timing) -> None:

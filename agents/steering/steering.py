@@ -33,11 +33,11 @@ from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.warmup import make_warmup
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
+from loopwright.envs.loop.compiled_observer import CompiledObserver
 from loopwright.envs.loop.context import check_prices
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.guard import FINE, VERDICTS
-from loopwright.envs.loop.memory import load_memory, save_memory
-from loopwright.envs.loop.observer import Observer, Reading
+from loopwright.envs.loop.observer import Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
@@ -123,7 +123,7 @@ class Steering:
         self.decisions = self.updates = self.iterations = 0
         self.stopped: str | None = None
         self._average = WeightAverage([] if model is None else model.buffers())
-        self._observer = Observer()
+        self._observer = CompiledObserver()
         self._context = make_context(self.groups, target, steps, samples, batch_size)
         self._observer.begin([0], np.ones(1), [self._context])
         self._begin_prices(prices)
@@ -355,7 +355,7 @@ class Steering:
         return self._observer.observe(reading)
 
     def _choose(self, found: _Plan) -> _Plan:
-        wanted = self.policy.steps(self._seen, self._memory)[0].tolist()
+        wanted = self.policy.steps_of_one(self._seen, self._memory)
         steps = [step if on else 0.0 for step, on in zip(wanted, self._steered, strict=True)]
         steps = self._restraint.rein(steps, self.iterations)
         ratio = None if self.groups.whole is None else self.groups.whole.step_ratio
@@ -371,7 +371,7 @@ class Steering:
             "begun": self._begun, "own": self._own.groups, "stopped": self.stopped, "control": self._control,
             "seen": torch.from_numpy(self._seen.copy()),
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
-            "observer": save_memory(self._observer, ("arithmetic", "_xp")),
+            "observer": self._observer.state_dict(),
             "guard": None if self._guard is None else self._guard.state_dict(),
             "loader": None if self._loader is None else self._loader.state_dict(), "probe": self._watch.state_dict(),
             "memory": None if self._memory is None else self._memory.tolist(),
@@ -386,7 +386,7 @@ class Steering:
         self._record.go_back(self.decisions if self._begun else -1)
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
-        load_memory(self._observer, state["observer"])
+        self._observer.load_state_dict(state["observer"])
         self._memory = None if self._memory is None else np.array(state["memory"], np.float32)
         if self._guard is not None and state["guard"] is not None:
             self._guard.load_state_dict(state["guard"])

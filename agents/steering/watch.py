@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from loopwright.agents.steering.groups import Groups
-from loopwright.envs.loop.probe import Probe
+from loopwright.envs.loop.compiled_probe import make_probe
 from loopwright.envs.loop.telemetry import PROBE, Statistics
 
 _Tensors = list[torch.Tensor]
@@ -28,7 +28,7 @@ class UpdateWatch:
     def measure(self, parameters: _Tensors, gradients: _Tensors, momenta: _Tensors) -> None:
         """Look at the ``gradients`` of an update that is about to be made, unclipped."""
         if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
-            self._parameters, self._probe = parameters, Probe(parameters)
+            self._parameters, self._probe = parameters, make_probe(parameters)
             self._probe.begin()
         self._probe.measure(gradients, momenta, parameters)
 
@@ -52,7 +52,7 @@ class UpdateWatch:
 
     def load_state_dict(self, state: dict[str, Any] | None, parameters: _Tensors) -> None:
         if state is not None:
-            self._parameters, self._probe = parameters, Probe(parameters)
+            self._parameters, self._probe = parameters, make_probe(parameters)
             self._probe.load_state_dict(state)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from loopwright.envs.engine.reference import ReferenceLoop
+from loopwright.envs.loop.compiled_probe import CompiledProbe, make_probe
 from loopwright.envs.loop.plan import LoopPlan
-from loopwright.envs.loop.probe import MOST
+from loopwright.envs.loop.probe import Probe
 from loopwright.envs.loop.telemetry import PROBE, SUMS, WINDOW, Statistics
 from loopwright.inner_tasks.losses import compute_losses
 from loopwright.inner_tasks.task import Split, Task
@@ -24,12 +25,13 @@ from loopwright.inner_tasks.task import Split, Task
 class PlainLoop(ReferenceLoop):
     """Arguments as those of ``ReferenceLoop``."""
 
-    probed = MOST
-
     def __init__(self, task: Task, seed: int, **options: Any) -> None:
         super().__init__(task, seed, **options)
         self._generator = torch.Generator().manual_seed(seed)
         self._averaging = False
+
+    def _make_probe(self) -> Probe | CompiledProbe:
+        return make_probe(self.parameters)
 
     def run(self, plan: LoopPlan, ticks: int) -> Statistics:
         """Advance by ``ticks``; what was measured meanwhile."""

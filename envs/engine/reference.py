@@ -17,6 +17,7 @@ from torch import nn
 from loopwright.envs.engine.cost import Cost, measure_cost
 from loopwright.envs.engine.randomness import draw_candidates, make_key
 from loopwright.envs.engine.weights import draw_weights
+from loopwright.envs.loop.compiled_probe import CompiledProbe
 from loopwright.envs.loop.controller import LibraryUpdate, OwnOptimizer
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.probe import Probe
@@ -44,8 +45,6 @@ class ReferenceLoop:
     STATE = ("momentum", "second_moment", "gradient_sum", "last_loss", "microbatch_read", "ticks",
              "cursor", "uses", "updates", "count", "loss_sum", "beta1_product", "beta2_product")  # fmt: skip
 
-    probed: int | None = None  # numbers of each vector that the probe looks at: all
-
     def __init__(
         self,
         task: Task,
@@ -68,7 +67,7 @@ class ReferenceLoop:
         self.momentum, self.second_moment, self.gradient_sum = (
             [torch.zeros_like(p) for p in self.parameters] for _ in range(3)
         )
-        self.probe = Probe(self.parameters, self.probed) if telemetry and self.library is None else None
+        self.probe = self._make_probe() if telemetry and self.library is None else None
         self.judged = copy.deepcopy(self.model).requires_grad_(False)  # with the averaged weights
         self.average: Tensors = list(self.judged.parameters())
         self.last_loss = torch.full((len(task.train),), math.inf, dtype=dtype)
@@ -96,6 +95,9 @@ class ReferenceLoop:
                 p.copy_(weights)
         for name in self.STATE:
             setattr(self, name, _copy(snapshot[name]))
+
+    def _make_probe(self) -> Probe | CompiledProbe:
+        return Probe(self.parameters, None)
 
     @torch.no_grad()
     def step_ratio(self) -> torch.Tensor:

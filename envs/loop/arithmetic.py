@@ -8,19 +8,20 @@ IEEE 754, and raise nothing.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 Number = Any  # a float, or an array [lanes]; of truth values a bool, or an array of them
-Arithmetic = Any  # ``Many`` or ``One``
+Arithmetic = Any  # ``Many``, ``One`` or what computes as they do
+Computation = Callable[[Arithmetic, Sequence[Number]], list[Number]]  # of numbers, in that arithmetic
 
 
 class Many:
     """Numbers are float32 arrays ``[lanes]``. To be used under ``np.errstate(all="ignore")``."""
 
-    log, exp, log1p, sqrt = np.log, np.exp, np.log1p, np.sqrt
+    log, log2, log10, log1p, exp, exp2 = np.log, np.log2, np.log10, np.log1p, np.exp, np.exp2
+    sqrt, rint = np.sqrt, np.rint
     divide, minimum, maximum, sign, absolute = np.divide, np.minimum, np.maximum, np.sign, np.abs
     isnan, isfinite, negate = np.isnan, np.isfinite, np.logical_not
     any = staticmethod(np.any)
@@ -36,14 +37,13 @@ class Many:
         return found.astype(np.float32) if found.dtype == np.float64 else found
 
     @staticmethod
-    def apply(function: Callable[[Number], Number], value: Number) -> Number:
-        """What a function of arrays makes of a number."""
-        return function(value)
-
-    @staticmethod
     def unpack(rows: Number) -> list[Number]:
         """The rows of an array ``[..., lanes]``."""
         return list(rows)
+
+    def evaluate(self, computation: Computation, numbers: Sequence[Number]) -> list[Number]:
+        """What a computation makes of the numbers."""
+        return computation(self, numbers)
 
     def fill(self, value: float | bool) -> Number:
         """That value for every run."""
@@ -69,12 +69,6 @@ class One:
     isnan, isfinite, log1p, absolute, any = math.isnan, math.isfinite, math.log1p, abs, bool
 
     @staticmethod
-    @lru_cache(maxsize=1024)  # most fields of a plan stand still, and numpy takes a microsecond for a number
-    def apply(function: Callable[[Number], Number], value: Number) -> Number:
-        """What a function of arrays makes of a number."""
-        return float(function(value))
-
-    @staticmethod
     def unpack(rows: Number) -> list[Number]:
         """The numbers of an array ``[n, 1]``."""
         found: list[Number] = rows[:, 0].tolist()
@@ -85,8 +79,24 @@ class One:
         return math.log(x) if x > 0 else (-math.inf if x == 0 else math.nan)
 
     @staticmethod
+    def log2(x: float) -> float:
+        return math.log2(x) if x > 0 else (-math.inf if x == 0 else math.nan)
+
+    @staticmethod
+    def log10(x: float) -> float:
+        return math.log10(x) if x > 0 else (-math.inf if x == 0 else math.nan)
+
+    @staticmethod
     def exp(x: float) -> float:
         return math.exp(x) if x < 709 else math.inf if x == x else x
+
+    @staticmethod
+    def exp2(x: float) -> float:
+        return math.exp2(x) if x < 1023 else math.inf if x == x else x
+
+    @staticmethod
+    def rint(x: float) -> float:
+        return float(round(x)) if math.isfinite(x) else x
 
     @staticmethod
     def sqrt(x: float) -> float:
@@ -98,7 +108,7 @@ class One:
 
     @staticmethod
     def divide(a: float, b: float) -> float:
-        return a / b if b else (math.nan if a == 0 or a != a else math.copysign(math.inf, a))
+        return a / b if b else (math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1, b))
 
     @staticmethod
     def minimum(a: float, b: float) -> float:
@@ -115,6 +125,10 @@ class One:
     @staticmethod
     def negate(x: bool) -> bool:
         return not x
+
+    def evaluate(self, computation: Computation, numbers: Sequence[Number]) -> list[Number]:
+        """What a computation makes of the numbers."""
+        return computation(self, numbers)
 
     def fill(self, value: float | bool) -> Number:
         return value

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number
-from loopwright.envs.loop.averages import Mask
+from loopwright.envs.loop.arithmetic import Arithmetic, Many, Number, One
+from loopwright.envs.loop.averages import Floats, Mask
 from loopwright.envs.loop.checks import check_kind, say_briefly, say_value
 from loopwright.envs.loop.errors import InvalidActionError, LoopwrightError, UnknownNameError
-from loopwright.envs.loop.knobs import KNOBS, Row
+from loopwright.envs.loop.knobs import KNOBS
 from loopwright.envs.loop.plan import SGD, name_rows
 
 KNOB_SETS: dict[str, tuple[str, ...]] = {
@@ -127,7 +127,7 @@ class KnobSet:
         """
         found, parts = name_rows(plans), []
         for knob, own in zip(self.knobs, held.T, strict=True):
-            place = np.clip(knob.encode(found[knob.field].astype(np.float64)), knob.low, knob.high)
+            place = np.clip(knob.encode(Many, found[knob.field].astype(np.float64)), knob.low, knob.high)
             place = np.full_like(place, knob.low) if knob.command else place
             reached = np.clip(place[:, None] + np.array(knob.steps), knob.low, knob.high)
             moves = np.abs(reached - place[:, None]) > LEAST_MOVE
@@ -161,7 +161,7 @@ class KnobSet:
         return self.move(steps, plans, step_ratio)
 
     def move(
-        self, steps: Row, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
+        self, steps: Floats, plans: torch.Tensor, step_ratio: Callable[[], torch.Tensor] | None = None
     ) -> torch.Tensor:
         """The plans after adding ``steps [lanes, knobs]`` to the encoded values, within the knobs' bounds.
 
@@ -179,22 +179,29 @@ class KnobSet:
         step_ratio: Callable[[], torch.Tensor] | None = None,
     ) -> dict[str, Number]:  # fmt: skip
         """``move`` of the fields of plans by name, with a step for each knob."""
-        xp, moved = arithmetic, dict(fields)
-        for step, knob in zip(steps, self.knobs, strict=True):
-            if knob.command:
-                moved[knob.field] = xp.fill(knob.low)
-            if xp.any(step != 0):
-                before = moved[knob.field]
-                place = xp.maximum(xp.minimum(xp.apply(knob.encode, before), knob.high), knob.low) + step
-                after = xp.apply(knob.decode, xp.maximum(xp.minimum(place, knob.high), knob.low))
-                moved[knob.field] = xp.where(step == 0, before, after)
+        xp, owned = arithmetic, [knob.field for knob in self.knobs]
+        found = xp.evaluate(self._move_owned, [*steps, *(fields[name] for name in owned)])
+        moved = {**fields, **dict(zip(owned, found, strict=True))}
         scaled, was_scaled = moved["optimizer"] > SGD, fields["optimizer"] > SGD
         if step_ratio is not None and xp.any(scaled != was_scaled):
             ratio = xp.unpack(step_ratio().numpy()[None])[0]
             rate = xp.where(scaled, xp.divide(moved["learning_rate"], ratio), moved["learning_rate"] * ratio)
-            low, high = (float(KNOBS["lr"].decode(np.array(bound))) for bound in (KNOBS["lr"].low, KNOBS["lr"].high))
+            low, high = (KNOBS["lr"].decode(One, bound) for bound in (KNOBS["lr"].low, KNOBS["lr"].high))
             rate = xp.maximum(xp.minimum(rate, high), low)
             moved["learning_rate"] = xp.where(scaled == was_scaled, moved["learning_rate"], rate)
+        return moved
+
+    def _move_owned(self, xp: Arithmetic, numbers: Sequence[Number]) -> list[Number]:
+        """What becomes of the field of each knob, by the steps and then the fields of all of them."""
+        moved = []
+        for knob, step, before in zip(self.knobs, numbers[: len(self.knobs)], numbers[len(self.knobs) :], strict=True):
+            if knob.command:
+                before = xp.fill(knob.low)
+            if xp.any(step != 0):
+                place = xp.maximum(xp.minimum(knob.encode(xp, before), knob.high), knob.low) + step
+                after = knob.decode(xp, xp.maximum(xp.minimum(place, knob.high), knob.low))
+                before = xp.where(step == 0, before, after)
+            moved.append(before)
         return moved
 
 

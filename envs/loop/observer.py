@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from loopwright.envs.loop.averages import HALF_LIVES, Averages, Floats, RunningM
 from loopwright.envs.loop.changes import Changes
 from loopwright.envs.loop.context import CONTEXT_FEATURES, Context
 from loopwright.envs.loop.knobs import find_positions
+from loopwright.envs.loop.memory import load_memory, save_memory
 from loopwright.envs.loop.observation import LIMIT, OBSERVATION_NAMES
 from loopwright.envs.loop.telemetry import TELEMETRY, Telemetry
 
@@ -53,10 +54,13 @@ class Observer:
 
     Args:
         lanes: how many runs; None for a single one, whose numbers are floats.
+        arithmetic: what a single one is computed in; None: ``One``.
     """
 
-    def __init__(self, lanes: int | None = None) -> None:
-        self.arithmetic: Arithmetic = One() if lanes is None else Many(lanes)
+    no_memory: ClassVar[tuple[str, ...]] = ("arithmetic", "_xp")  # attributes, its own and of what it consists of
+
+    def __init__(self, lanes: int | None = None, arithmetic: Arithmetic = None) -> None:
+        self.arithmetic: Arithmetic = Many(lanes) if lanes is not None else arithmetic or One()
         xp, zero = self.arithmetic, self.arithmetic.fill(0.0)
         self._memory: Columns = dict.fromkeys(_MEMORY, zero)
         self._context: Columns = dict.fromkeys(CONTEXT_FEATURES, zero)
@@ -92,6 +96,14 @@ class Observer:
 
     def observe(self, reading: Reading) -> Floats:
         """Take in what was read; the observation ``[lanes, len(OBSERVATION_NAMES)]`` float32."""
+        seen = self.arithmetic.join(self.compute_features(reading))
+        # A run that has just diverged is shown at the limits, not as NaN: the controller must be able to see it.
+        seen[np.isnan(seen)] = LIMIT
+        observation: Floats = np.minimum(np.maximum(seen, -LIMIT), LIMIT)
+        return observation
+
+    def compute_features(self, reading: Reading) -> list[Number]:
+        """The same before bounds: the features one by one."""
         positions = find_positions(reading.plan, self.arithmetic)
         if reading.telemetry is not None:
             useful = reading.trained & self.arithmetic.negate(reading.restored)
@@ -106,11 +118,7 @@ class Observer:
             **self._changes.features(),
             **{f"plan_{name}": position for name, position in positions.items()},
         }
-        seen = self.arithmetic.join([columns[name] for name in OBSERVATION_NAMES])
-        # A run that has just diverged is shown at the limits, not as NaN: the controller must be able to see it.
-        seen[np.isnan(seen)] = LIMIT
-        observation: Floats = np.minimum(np.maximum(seen, -LIMIT), LIMIT)
-        return observation
+        return [columns[name] for name in OBSERVATION_NAMES]
 
     def tell_control(self, loss: float) -> None:
         """From now on there is a control split, whose first loss this is."""
@@ -126,6 +134,15 @@ class Observer:
         known = Context(prices=passes, microbatch=1).features()
         for name in ("prices_given", *(name for name in CONTEXT_FEATURES if name.startswith("price_"))):
             self._context[name] = self.arithmetic.fill(known[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, as plain values."""
+        found: dict[str, Any] = save_memory(self, self.no_memory)
+        return found
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what a ``state_dict`` says."""
+        load_memory(self, state)
 
     @property
     def log_loss(self) -> Number:

@@ -1,6 +1,6 @@
 """Probe: measures the updates of one run, on whatever tensors it keeps its parameters in."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,42 @@ MOST = 2**13  # numbers of each vector that are looked at, or little more: of la
 _KEPT = "MWSG"  # the rows of an update: before the first of them lies G of the update before, which is its P
 _READ = "P" + _KEPT
 _FROM = [_READ.index(pair[0]) * len(_READ) + _READ.index(pair[1]) for pair in PROBE[2:]]
-_PAIRED = PROBE.index("PP") - 2  # of those products, from here on, what an update has that another lies before
+PAIRED = PROBE.index("PP")  # from here on, what an update has that another lies before
+
+
+class Sample:
+    """Which numbers of tensors a probe looks at.
+
+    Attributes:
+        size: how many they are.
+        stand: how many each of them stands for, ``[size]``: the products of all are estimated by those of the ones
+            looked at. None where it looks at all.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], most: int | None) -> None:
+        stride = 1 if most is None else max(1, -(-sum(p.numel() for p in parameters) // most))
+        # A tensor's own rows: they are contiguous, and alike. Of those with few rows, all of them.
+        self._strides = [min(stride, len(p)) if p.dim() > 1 else 1 for p in parameters]
+        taken = [p[::own] if own > 1 else p for p, own in zip(parameters, self._strides, strict=True)]
+        self._shapes, self._sizes = [t.shape for t in taken], [t.numel() for t in taken]
+        self.size = sum(self._sizes)
+        stand = [torch.full((n,), p.numel() / n) for p, n in zip(parameters, self._sizes, strict=True)]
+        self.stand = torch.cat(stand) if stride > 1 else None
+
+    def split_up(self, vectors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Views of vectors ``[size]``, one after the other: the parts of each, in the shapes that ``take`` gives."""
+        return [
+            part.view(shape)
+            for vector in vectors
+            for part, shape in zip(torch.split(vector, self._sizes), self._shapes, strict=True)
+        ]
+
+    def take(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What is looked at of so many times the parameters' tensors, one after the other."""
+        if self.stand is None:
+            return tensors
+        strides = self._strides * (len(tensors) // len(self._strides))
+        return [t[::own] if own > 1 else t for t, own in zip(tensors, strides, strict=True)]
 
 
 class Probe:
@@ -29,22 +64,13 @@ class Probe:
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], most: int | None = MOST) -> None:
-        total, like = sum(p.numel() for p in parameters), parameters[0]
-        stride = 1 if most is None else max(1, -(-total // most))
-        # A tensor's own rows: they are contiguous, and alike. Of those with few rows, all of them.
-        self._strides = [min(stride, len(p)) if p.dim() > 1 else 1 for p in parameters]
-        taken = [p[::own] if own > 1 else p for p, own in zip(parameters, self._strides, strict=True)]
-        sizes = [t.numel() for t in taken]
+        self._sample, like = Sample(parameters, most), parameters[0]
         dtype = torch.promote_types(like.dtype, torch.float32)
-        self._rows = torch.zeros(1 + WINDOW * len(_KEPT), sum(sizes), device=like.device, dtype=dtype)
+        size, stand = self._sample.size, self._sample.stand
+        self._rows = torch.zeros(1 + WINDOW * len(_KEPT), size, device=like.device, dtype=dtype)
         self._updates = self._rows[1:].view(WINDOW, len(_KEPT), -1)
-        self._slots = [
-            [part.view(t.shape) for row in "MWG" for part, t in zip(own[row].split(sizes), taken, strict=True)]
-            for own in (dict(zip(_KEPT, update, strict=True)) for update in self._updates)
-        ]
-        # Each number stands for so many: the products of all are estimated by those of the ones looked at.
-        stand = [torch.full((n,), (p.numel() / n) ** 0.5) for p, n in zip(parameters, sizes, strict=True)]
-        self._scale = torch.cat(stand).to(self._rows) if stride > 1 else None
+        self._slots = [self._sample.split_up(update[_KEPT.index(row)] for row in "MWG") for update in self._updates]
+        self._scale = None if stand is None else stand.sqrt().to(self._rows)
         self._count = 0
 
     def begin(self) -> None:
@@ -62,10 +88,7 @@ class Probe:
         elif self._count == WINDOW:
             self._updates[:-1] = self._updates[1:].clone()
             self._count -= 1
-        found = [*momenta, *weights, *gradients]
-        if self._scale is not None:
-            found = [t[::own] if own > 1 else t for t, own in zip(found, 3 * self._strides, strict=True)]
-        torch._foreach_copy_(self._slots[self._count], found)
+        torch._foreach_copy_(self._slots[self._count], self._sample.take([*momenta, *weights, *gradients]))
         self._count += 1
 
     def _allocate(self) -> None:
@@ -77,8 +100,9 @@ class Probe:
         return {"updates": self._updates[: self._count].clone() if self._count else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict``; from one of ``CompiledProbe``, with a window anew."""
         self.begin()
-        if state["updates"] is not None:
+        if state.get("updates") is not None:
             self._allocate()
             self._count = len(state["updates"])
             self._updates[: self._count] = state["updates"]
@@ -98,6 +122,6 @@ class Probe:
         size = rows.shape[1]
         overlapping = rows.as_strided((count, len(_READ), size), (len(_KEPT) * size, size, 1))
         products = torch.bmm(overlapping, overlapping.mT).cpu().numpy().reshape(count, -1)[:, _FROM]
-        products[0, _PAIRED:] = 0.0  # what lies there was never written
+        products[0, PAIRED - 2 :] = 0.0  # what lies there was never written
         found[:, 0], found[1:, 1], found[:, 2:] = 1.0, 1.0, products
         return window

@@ -10,6 +10,7 @@ the weights.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,12 +75,19 @@ def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> T
     microbatches, so that noise is read as curvature as well.
     """
     xp = arithmetic
-    ticks, _, loss_sum, loss_square, updates = xp.unpack(statistics.sums)
-    window = [xp.unpack(tick) for tick in statistics.window]
+    window = xp.unpack(statistics.window.reshape(-1, statistics.window.shape[-1]))
+    # Ticks without an update count for nothing: with them there are always as many numbers.
+    missing = [xp.fill(0.0)] * (len(PROBE) * WINDOW - len(window))
+    numbers = [*xp.unpack(statistics.sums), clip, *window, *missing]
+    return dict(zip(TELEMETRY, xp.evaluate(_summarise, numbers), strict=True))
+
+
+def _summarise(xp: Arithmetic, numbers: Sequence[Number]) -> list[Number]:
+    ticks, _, loss_sum, loss_square, updates, clip, *window = numbers
     loss = loss_sum / ticks
     count = pairs = cosine = along = momentum = step = signal = square = turn = slope = clipped = 0.0
     log_norms = []
-    for on, pair, gg, mm, ww, gm, pp, ss, gp, gs, ps, ms in window:
+    for on, pair, gg, mm, ww, gm, pp, ss, gp, gs, ps, ms in zip(*[iter(window)] * len(PROBE), strict=True):
         log_norm = 0.5 * xp.log(gg + TINY)
         log_norms.append((on, log_norm))
         count, pairs = count + on, pairs + pair
@@ -93,17 +101,17 @@ def summarise(statistics: Statistics, clip: Number, arithmetic: Arithmetic) -> T
     mean = xp.divide(sum(on * value for on, value in log_norms), count)
     spread = sum(on * (value - mean) * (value - mean) for on, value in log_norms)
     nothing = xp.where(pairs > 0, 0.0, math.nan)
-    return {
-        "loss": loss,
-        "loss_std": xp.sqrt(xp.maximum(loss_square / ticks - loss * loss, 0.0)),
-        "updates": updates,
-        "log_gradient_norm": mean,
-        "log_gradient_norm_std": xp.sqrt(xp.divide(spread, count)),
-        "gradient_cosine": xp.divide(cosine, pairs),
-        "momentum_cosine": xp.divide(along, count),
-        "log_momentum_ratio": xp.divide(momentum, count),
-        "signal": xp.divide(signal, square),
-        "curvature": xp.where(slope == 0, nothing, xp.divide(turn, slope)),
-        "clipped_fraction": xp.divide(clipped, count),
-        "log_step_ratio": xp.divide(step, pairs),
-    }
+    return [  # as TELEMETRY names them
+        loss,
+        xp.sqrt(xp.maximum(loss_square / ticks - loss * loss, 0.0)),
+        updates,
+        mean,
+        xp.sqrt(xp.divide(spread, count)),
+        xp.divide(cosine, pairs),
+        xp.divide(along, count),
+        xp.divide(momentum, count),
+        xp.divide(signal, square),
+        xp.where(slope == 0, nothing, xp.divide(turn, slope)),
+        xp.divide(clipped, count),
+        xp.divide(step, pairs),
+    ]

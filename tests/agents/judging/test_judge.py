@@ -32,10 +32,10 @@ from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.episode.batch import EpisodeBatch
 from loopwright.envs.episode.settings import EpisodeSettings
 from loopwright.envs.episode.start import Start
+from loopwright.envs.loop.compiled_observer import CompiledObserver
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.observation import OBSERVATION_NAMES
-from loopwright.envs.loop.observer import Observer
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.inner_tasks import Task, get_task
 from loopwright.inner_tasks.suites import _SUITES, Draws, Suite
@@ -374,7 +374,7 @@ def test_a_method_is_timed_for_what_it_needs_and_does(small_task: Task, monkeypa
     calls: Counter[tuple[str, str]] = Counter()
     now = ""
     for kind, name in ((PlainLoop, "run"), (PlainLoop, "snapshot"), (PlainLoop, "restore"),
-                       (PlainLoop, "look"), (PlainLoop, "step_ratio"), (Observer, "observe")):  # fmt: skip
+                       (PlainLoop, "look"), (PlainLoop, "step_ratio"), (CompiledObserver, "observe")):  # fmt: skip
         real = getattr(kind, name)
 
         def counted(self: object, *a: object, real: Any = real, name: str = name, **k: object) -> object:

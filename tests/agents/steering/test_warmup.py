@@ -13,6 +13,7 @@ from test_steering import Loop
 from loopwright import attach
 from loopwright.agents.steering.rate_scale import find_usual_rate
 from loopwright.agents.steering.warmup import WarmUp
+from loopwright.envs.loop.arithmetic import One
 from loopwright.envs.loop.errors import LoopwrightError
 
 SIZE = 738  # parameters of the loop
@@ -130,10 +131,10 @@ def test_meanwhile_a_policy_does_not_raise_the_rate() -> None:
         rates.append(loop.optimizer.param_groups[0]["lr"])
     decode = loop.steering.policy.knobs.knobs[0].decode  # type: ignore[union-attr]
     assert rates[0] == rates[1]
-    assert rates[2] / rates[1] == pytest.approx(float(decode(FURTHER)), rel=1e-4)
+    assert rates[2] / rates[1] == pytest.approx(decode(One, FURTHER), rel=1e-4)
     lowering = start(raises=-FURTHER)
     lowering.run(0, 16, stay)
-    assert lowering.optimizer.param_groups[0]["lr"] < RATE / float(decode(FURTHER))
+    assert lowering.optimizer.param_groups[0]["lr"] < RATE / decode(One, FURTHER)
 
 
 @pytest.mark.filterwarnings("ignore:SGD has nothing for")

@@ -22,6 +22,8 @@ from loopwright.envs.engine.scope import Scope, find_scope
 from loopwright.envs.engine.serial_lanes import SerialLanes
 from loopwright.envs.episode.snapshots import LaneSnapshots
 from loopwright.envs.loop.arithmetic import Many, One
+from loopwright.envs.loop.compiled import find_c_compiler
+from loopwright.envs.loop.compiled_probe import CompiledProbe, make_probe
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.knob_set import KnobSet
 from loopwright.envs.loop.knobs import KNOBS
@@ -471,10 +473,17 @@ def test_the_plain_loop_is_the_reference_on_other_samples(
     assert plain.look(small_task.target) == pytest.approx(plain.evaluate(small_task.target)[0])
 
 
-def test_products_are_those_of_the_last_updates() -> None:
+probe_kinds = pytest.mark.parametrize(
+    "kind", [Probe, pytest.param(CompiledProbe, marks=pytest.mark.skipif(find_c_compiler() is None, reason="needs C"))]
+)
+_Kind = type[Probe] | type[CompiledProbe]
+
+
+@probe_kinds
+def test_products_are_those_of_the_last_updates(kind: _Kind) -> None:
     shapes, generator = ((7, 3), (5,)), torch.Generator().manual_seed(0)
     updates = [[[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)] for _ in range(WINDOW + 2)]
-    probe = Probe([torch.zeros(s) for s in shapes])
+    probe = kind([torch.zeros(s) for s in shapes])
     for update in updates:
         probe.measure(*update)
     found = probe.read()[:, :, 0]
@@ -488,10 +497,11 @@ def test_products_are_those_of_the_last_updates() -> None:
     assert len(found) == WINDOW
 
 
-def test_of_a_large_model_some_rows_stand_for_all() -> None:
+@probe_kinds
+def test_of_a_large_model_some_rows_stand_for_all(kind: _Kind) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = ((300, 200), (300,), (50, 300))
-    probes = [Probe([torch.zeros(s) for s in shapes], most) for most in (None, 4000)]
+    probes = [kind([torch.zeros(s) for s in shapes], most) for most in (None, 4000)]
 
     def draw(mean: float) -> list[torch.Tensor]:
         return [torch.randn(s, generator=generator) + mean for s in shapes]
@@ -507,28 +517,53 @@ def test_of_a_large_model_some_rows_stand_for_all() -> None:
     np.testing.assert_allclose(some[2, 8, 0] / lengths, whole[2, 8, 0] / lengths, atol=0.05)
 
 
-def test_statistics_keep_memory_within_a_window_alone() -> None:
+@probe_kinds
+def test_statistics_keep_memory_within_a_window_alone(kind: _Kind) -> None:
     def measure() -> None:
         probe.measure(*([torch.randn(40, 10)] for _ in range(3)))
 
-    probe = Probe([torch.zeros(40, 10)])
-    storage = probe._rows.untyped_storage()
+    def find_bytes() -> int:
+        held = probe._rows if isinstance(probe, Probe) else probe._kept
+        return held.untyped_storage().nbytes()
+
+    probe = kind([torch.zeros(40, 10)])
+    vectors = WINDOW * 4 + 1 if kind is Probe else 6
     for _ in range(2):
         probe.begin()
-        assert storage.nbytes() == 0
-        again = copy.deepcopy(probe)
+        assert find_bytes() == 0
+        again = kind([torch.zeros(40, 10)])
         again.load_state_dict(probe.state_dict())
         assert len(again.read()) == 0
         measure()
         again.load_state_dict(probe.state_dict())
-        assert storage.nbytes() == (WINDOW * 4 + 1) * 400 * 4
+        assert find_bytes() == vectors * 400 * 4
         torch.manual_seed(0)
         measure()
         torch.manual_seed(0)
         probe, other = again, probe
         measure()
         np.testing.assert_array_equal(probe.read(), other.read())
-        storage = probe._rows.untyped_storage()
+
+
+@pytest.mark.skipif(find_c_compiler() is None, reason="needs a C compiler")
+def test_both_kinds_of_probe_find_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes, dtypes = ((300, 203), (300,), (50, 3, 3, 3), ()), (torch.float32, torch.float16)
+    for most, dtype in ((None, dtypes[0]), (4000, dtypes[0]), (None, dtypes[1])):
+        probes = [kind([torch.zeros(s) for s in shapes], most) for kind in (Probe, CompiledProbe)]
+        for _ in range(WINDOW + 3):
+            update = [[torch.randn(s, generator=generator) for s in shapes] for _ in range(3)]
+            update[0] = [g.to(dtype) for g in update[0]]
+            update[2][2] = update[2][2].to(memory_format=torch.channels_last)
+            for probe in probes:
+                probe.measure(*update)
+        scale = np.abs(probes[0].read()).max()
+        np.testing.assert_allclose(probes[1].read() / scale, probes[0].read() / scale, atol=1e-5)
+        for probe, other in zip(probes, reversed(probes), strict=True):
+            probe.load_state_dict(other.state_dict())  # of the other kind: the window is begun anew
+            assert len(probe.read()) == 0
+    assert isinstance(make_probe([torch.zeros(3)]), CompiledProbe)
+    assert isinstance(make_probe([torch.zeros(3), torch.zeros(3, dtype=torch.float64)]), Probe)
 
 
 TORCH_TWINS = {

@@ -111,7 +111,7 @@ def test_encodings_invert(knob: object, share: float) -> None:
     encoded = np.array([knob.low + share * (knob.high - knob.low)], np.float32)  # type: ignore[attr-defined]
     if knob.whole:  # type: ignore[attr-defined]
         encoded = np.rint(encoded)
-    again = np.minimum(knob.encode(knob.decode(encoded)), knob.high)  # type: ignore[attr-defined]
+    again = np.minimum(knob.encode(Many, knob.decode(Many, encoded)), knob.high)  # type: ignore[attr-defined]
     np.testing.assert_allclose(again, encoded, rtol=1e-3, atol=1e-3)
 
 
