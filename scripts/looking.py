@@ -13,7 +13,7 @@ from torch import nn
 
 from loopwright.agents.controllers.policy import Policy, build_network
 from loopwright.agents.steering.attach import attach
-from loopwright.agents.steering.pace import STRETCH, count_decisions
+from loopwright.agents.steering.pace import count_decisions
 from loopwright.agents.steering.steering import Steering
 from loopwright.envs.engine.plain import PlainLoop
 from loopwright.envs.engine.threads import limit_threads
@@ -94,7 +94,7 @@ def _measure(task: Task, microbatch: int, seconds: float) -> dict[str, float | s
 def measure_attached(seconds: float) -> list[dict[str, float | str]]:
     """What ``attach`` adds to an ordinary loop, in % of its time, and what it keeps, in copies of the gradient.
 
-    At first, and over ``LONG_RUN`` iterations, in which decisions come to lie further apart.
+    At first, between decisions, and over ``LONG_RUN`` iterations, in which decisions come to lie further apart.
     """
     with limit_threads(1):
         return [
@@ -102,14 +102,18 @@ def measure_attached(seconds: float) -> list[dict[str, float | str]]:
         ]
 
 
-LONG_RUN = 5000  # iterations
+LONG_RUN, NEVER = 5000, 10**9  # iterations
+LEAST_ROUNDS = 5
 _TEN_MILLION = (1024, 2048, 2048, 1792, 10)
 
 
 class _OwnLoop:
-    """A loop that a user would write, with a policy attached that leaves the plan alone, or without."""
+    """A loop that a user would write, with a policy attached that leaves the plan alone, or without.
 
-    def __init__(self, sizes: Sequence[int], batch: int, attached: bool) -> None:
+    ``every`` is how many iterations lie between its decisions; None: without a policy.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch: int, every: int | None) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
@@ -117,14 +121,15 @@ class _OwnLoop:
         self.model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
         self.steering: Steering | None = None
-        if attached:
+        self.every = every
+        if every is not None:
             self.attach()
 
     def attach(self) -> None:
         """Anew, where a policy is attached already: its decisions then lie as near as at first."""
         if self.steering is not None:
             self.steering.detach()
-        self.steering = attach(self.optimizer, _make_still_policy(), prices=None)
+        self.steering = attach(self.optimizer, _make_still_policy(), prices=None, every=self.every, warmup=0)
 
     def run(self) -> None:
         for _ in range(UPDATES):
@@ -134,6 +139,14 @@ class _OwnLoop:
             self.optimizer.zero_grad()
             if self.steering is not None:
                 self.steering.step(loss)
+
+    def time_runs(self, runs: int) -> float:
+        """Seconds of a run, of so many in a row: what it leaves in the caches, the next one finds there."""
+        self.run()
+        start = time.perf_counter()
+        for _ in range(runs):
+            self.run()
+        return (time.perf_counter() - start) / runs
 
 
 def _make_still_policy() -> Policy:
@@ -150,29 +163,21 @@ def _make_still_policy() -> Policy:
 
 
 def _measure_attached(sizes: Sequence[int], batch: int, seconds: float) -> dict[str, float | str]:
-    bare, attached = (_OwnLoop(sizes, batch, steered) for steered in (False, True))
-    taken: list[tuple[float, float]] = []
+    loops = bare, _, attached = tuple(_OwnLoop(sizes, batch, every) for every in (None, NEVER, UPDATES))
+    taken: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 4 * SNAPSHOT_EVERY:
-        if len(taken) % STRETCH == STRETCH - 1:
-            attached.attach()
-        times = []
-        for loop in (bare, attached):
-            start = time.perf_counter()
-            loop.run()
-            times.append(time.perf_counter() - start)
-        taken.append((times[0], times[1]))
-    added = np.array([b - a for a, b in taken[-(len(taken) // SNAPSHOT_EVERY) * SNAPSHOT_EVERY :]])
-    # Every so many decisions one takes a snapshot: what it costs is spread over all of them.
-    each = float(np.mean(np.sort(np.median(added.reshape(-1, SNAPSHOT_EVERY), axis=0))))
+    while time.perf_counter() < end or len(taken) < LEAST_ROUNDS:
+        attached.attach()
+        taken.append([loop.time_runs(SNAPSHOT_EVERY) for loop in loops])
     parameters = sum(p.numel() for p in bare.model.parameters())
     assert attached.steering is not None
     state = attached.steering.state_dict()
-    decision = median(a for a, _ in taken)
-    share = 100 * each / decision
+    decision = median(own[0] for own in taken)
+    idle, share = (100 * median(own[at] - own[0] for own in taken) / decision for at in (1, 2))
+    decided = count_decisions(UPDATES, LONG_RUN) * UPDATES / LONG_RUN  # of as many decisions as at first
     return {
         "parameters": str(parameters), "batch": str(batch), "decision_us": 1e6 * decision,
-        "attached": share, f"over_{LONG_RUN}": share * count_decisions(UPDATES, LONG_RUN) * UPDATES / LONG_RUN,
+        "attached": share, "between": idle, f"over_{LONG_RUN}": idle + (share - idle) * decided,
         "statistics_copies": _count_numbers(state["probe"]) / parameters,
         "snapshot_copies": _count_numbers(state["guard"]["snapshots"]) / parameters,
     }  # fmt: skip

@@ -47,6 +47,7 @@ MEANS: dict[str, Means] = {
     "Muon": Means("muon", AVERAGE, None, decays=True),
 }
 LEARNING_RATE_ALONE = Means("adamw")
+_NOTHING: Mapping[str, Any] = {}
 STATE_KEYS = ("exp_avg", "momentum_buffer")  # where optimizers keep the average or the sum of gradients
 
 
@@ -107,7 +108,8 @@ class Groups:
     @property
     def device(self) -> torch.device:
         """Where the first of them is."""
-        return self.parameters[0].device
+        first: torch.Tensor = next(p for group in self.optimizer.param_groups for p in group["params"])
+        return first.device
 
     @property
     def size(self) -> int:
@@ -128,6 +130,10 @@ class Groups:
 
     def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The optimizer's average of the gradients of each; zeros where it has none yet."""
+        if self.means.momentum == BETA:
+            states = [self.optimizer.state.get(p, _NOTHING) for p in parameters]
+            if all("exp_avg" in state for state in states):
+                return [state["exp_avg"] for state in states]
         found = []
         scale = 1.0
         if self.means.momentum == SUM:

@@ -49,7 +49,7 @@ class LoopGuard:
 
         ``losses`` are those of the decision's batches.
         """
-        finite = bool(statistics.finite[0])
+        finite = all(math.isfinite(number) for part in statistics for number in part.ravel().tolist())
         if finite and self._before < math.inf:  # it has been taken back to where it began, and this is another sample
             self._before = max(self._before, losses[0])
         false_start = finite and _leaps(losses, self._before)
@@ -76,5 +76,7 @@ class LoopGuard:
 def _leaps(losses: Sequence[float], before: float) -> bool:
     """Whether their mean lies above the loss before training by more than their noise."""
     later, mean = losses[len(losses) // 2 :], sum(losses) / len(losses)
+    if not 0 < FALSE_START_RATIO * before < mean:
+        return False
     noise = stdev(later) if len(later) > 1 else math.inf
-    return 0 < FALSE_START_RATIO * before < mean and mean - before > FALSE_START_MARGIN * noise
+    return mean - before > FALSE_START_MARGIN * noise

@@ -64,10 +64,10 @@ class Restraint:
         self._next = self._scale * cooled
         return follow_first({**kept, "learning_rate": kept["learning_rate"] * cooled}, device)
 
-    def watch_climb(self, loss: torch.Tensor, iterations: int, device: torch.device) -> None:
+    def watch_climb(self, loss: torch.Tensor, iterations: int, groups: Groups) -> None:
         """Take in the loss of the last of so many updates, while the rate climbs."""
         if self.warmup.is_on(iterations):
-            self.warmup.watch(average_over_processes([float(loss)], device)[0])
+            self.warmup.watch(average_over_processes([float(loss)], groups.device)[0])
 
     def rein(self, steps: Sequence[float], iterations: int) -> list[float]:
         """A policy's ``steps``, of which that of the learning rate does not lead up while it climbs anyway."""

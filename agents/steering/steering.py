@@ -172,20 +172,20 @@ class Steering:
             raise LoopwrightError("step() needs the loss of the batch: steering.step(loss)")
         if self.stopped is not None:
             return
-        loss = torch.as_tensor(loss)
+        loss = loss if isinstance(loss, torch.Tensor) else torch.as_tensor(loss)
         self._hooks.reset()
         if self._loader is not None:
             self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
-        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups.device)
-        if self._ticks >= self.every:
+        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
+        if self._ticks >= self._due:
             self._decide()
         elif len(self._losses) >= UNHEARD + self._ticks:
             raise LoopwrightError(
                 f"{len(self._losses)} losses and {self._ticks} updates: is it another optimizer that makes them? "
                 f"attach to that one, and detach() from this"
             )
-        if self._stopwatch is not None and self._ticks >= self.every - WINDOW:
+        if self._stopwatch is not None and self._ticks >= self._due - WINDOW:
             self._stopwatch.begin()
 
     def validate(self, value: torch.Tensor | float) -> None:
@@ -238,6 +238,7 @@ class Steering:
     def _begin_decision(self) -> None:
         self._losses: list[torch.Tensor] = []
         self._count = self._ticks = 0  # updates, and microbatches, since the last decision
+        self._due = self.every
         self._watch.begin()
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -248,7 +249,7 @@ class Steering:
         if self.stopped is not None:
             return
         watch = self._stopwatch
-        if watch is None or self._ticks < self.every - WINDOW:
+        if watch is None or self._ticks < self._due - WINDOW:
             self._prepare(optimizer)
             return
         watch.end(watch.passes)
@@ -267,7 +268,7 @@ class Steering:
         self._restraint.warmup.begin(optimizer, self.iterations)
         if self.groups.whole is not None:
             return  # it says by itself when it makes an update, and clips it
-        measures = self._ticks >= self.every - WINDOW
+        measures = self._ticks >= self._due - WINDOW
         clips = self.plan["clip"] < math.inf and not self.advise
         if measures or clips:
             parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
@@ -279,7 +280,7 @@ class Steering:
     def _look_at_update(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
     ) -> None:
-        if self.stopped is None and self._ticks >= self.every - WINDOW:
+        if self.stopped is None and self._ticks >= self._due - WINDOW:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -383,6 +384,7 @@ class Steering:
         self._begun, self._own.groups = state["begun"], list(state["own"])
         self._restraint.load_state_dict(state["restraint"])
         self.decisions, self.updates, self.iterations, self._count, self._ticks = state["made"]
+        self._due = self.every
         self._record.go_back(self.decisions if self._begun else -1)
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])

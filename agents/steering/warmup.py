@@ -42,7 +42,8 @@ class WarmUp:
 
     def begin(self, optimizer: Optimizer, iteration: int) -> None:
         """An update is about to be made, after so many iterations."""
-        self.end()
+        if self._held:
+            self.end()
         self._level = self._find_level(iteration)
         if self._level == 1.0:
             return

@@ -1,5 +1,6 @@
 """UpdateWatch: the gradient statistics of some updates of a user's loop."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,16 @@ class UpdateWatch:
 
     def measure(self, parameters: _Tensors, gradients: _Tensors, momenta: _Tensors) -> None:
         """Look at the ``gradients`` of an update that is about to be made, unclipped."""
-        if [p.shape for p in parameters] != [p.shape for p in self._parameters]:
+        if not self._knows(parameters):
             self._parameters, self._probe = parameters, make_probe(parameters)
             self._probe.begin()
         self._probe.measure(gradients, momenta, parameters)
+
+    def _knows(self, parameters: _Tensors) -> bool:
+        """Whether these are the parameters of the update before, or such as they."""
+        known = self._parameters
+        same = len(parameters) == len(known) and all(map(operator.is_, parameters, known))
+        return same or [p.shape for p in parameters] == [p.shape for p in known]
 
     @torch.no_grad()
     def measure_held(self, groups: Groups, parameters: _Tensors, scale: float) -> None:
@@ -58,7 +65,7 @@ class UpdateWatch:
 
 def read_numbers(found: Sequence[torch.Tensor]) -> list[float]:
     """The numbers in tensors without dimensions, which may lie on several devices."""
-    alike = len({(each.device, each.dtype) for each in found}) == 1
+    alike = len(set(map(operator.attrgetter("device", "dtype"), found))) == 1
     stacked = torch.stack(list(found)) if alike else torch.stack([each.cpu().double() for each in found])
     numbers: list[float] = stacked.tolist()
     return numbers
