@@ -105,6 +105,11 @@ class Groups:
         """All that are updated, in the order of the groups."""
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
+    def refuse_sparse(self) -> None:
+        """Raises ``LoopwrightError`` where a gradient is sparse."""
+        if any(p.grad is not None and p.grad.is_sparse for p in self.parameters):
+            raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+
     @property
     def device(self) -> torch.device:
         """Where the first of them is."""

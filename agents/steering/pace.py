@@ -5,8 +5,11 @@ down, which no policy that was trained up to a target had to learn.
 """
 
 from loopwright.envs.loop.checks import check_number
+from loopwright.envs.loop.errors import LoopwrightError
+from loopwright.envs.loop.telemetry import WINDOW
 
 STRETCH = 32  # decisions
+UNHEARD = 1000  # losses without an update: more than anybody accumulates, or a GradScaler skips
 COOLDOWN = 0.6  # of a run
 LEAST_LEVEL = 0.01
 
@@ -23,6 +26,45 @@ def count_decisions(first: int, iterations: int) -> int:
     while (iterations := iterations - find_spacing(first, decisions)) >= 0:
         decisions += 1
     return decisions
+
+
+class Pace:
+    """When the next decision is due, and when there is something to be done about the updates until then.
+
+    Args:
+        first: iterations up to the first decision.
+
+    Attributes:
+        ticks: iterations since the last decision.
+        idle: up to how many of them nothing is to be done about an update.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = self._due = first
+        self.ticks = self.idle = 0
+
+    def begin(self, decisions: int, ticks: int, *, busy: bool) -> None:
+        """Of so many decisions the last was ``ticks`` ago; ``busy`` is whether every update has to be looked after."""
+        self._due, self.ticks = find_spacing(self.first, decisions), ticks
+        self.idle = 0 if busy else self._due - WINDOW
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a decision is."""
+        return self.ticks >= self._due
+
+    @property
+    def measures(self) -> bool:
+        """Whether the next update is one of those whose statistics are taken."""
+        return self.ticks >= self._due - WINDOW
+
+    def check_heard(self, losses: int) -> None:
+        """Raises ``LoopwrightError`` for many more ``losses`` than updates since the last decision."""
+        if losses >= UNHEARD + self.ticks:
+            raise LoopwrightError(
+                f"{losses} losses and {self.ticks} updates: is it another optimizer that makes them? attach to that "
+                f"one, and detach() from this"
+            )
 
 
 class Cooldown:

@@ -23,7 +23,7 @@ from loopwright.agents.steering.defaults import choose_policy, make_context
 from loopwright.agents.steering.groups import Groups
 from loopwright.agents.steering.loader import SteeredLoader
 from loopwright.agents.steering.loop_guard import LoopGuard
-from loopwright.agents.steering.pace import COOLDOWN, Cooldown, find_spacing
+from loopwright.agents.steering.pace import COOLDOWN, Cooldown, Pace, find_spacing
 from loopwright.agents.steering.processes import average_over_processes
 from loopwright.agents.steering.record import SteeringRecord
 from loopwright.agents.steering.restraint import Restraint
@@ -41,7 +41,6 @@ from loopwright.envs.loop.observer import Reading
 from loopwright.envs.loop.plan import OPTIMIZERS, LoopPlan, name_column, stack_plans
 from loopwright.envs.loop.telemetry import WINDOW, Statistics, Telemetry, summarise
 
-UNHEARD = 1000  # losses without an update: more than anybody accumulates, or a GradScaler skips
 _ATTACHED = "_loopwright_steering"
 _Plan = dict[str, float]  # the fields of one, as numbers
 
@@ -109,13 +108,13 @@ class Steering:
             raise LoopwrightError("this optimizer is steered already; call detach() on the steering it has first")
         self.groups = Groups(optimizer)
         self.policy = choose_policy(policy, self.groups)
-        self._first = every or int(self.policy.training.get("settings", {}).get("ticks_per_decision", 16))
+        self._pace = Pace(every or int(self.policy.training.get("settings", {}).get("ticks_per_decision", 16)))
         check_counts(steps=(steps, 1), guard=(guard, 0), every=(every, WINDOW), warmup=(warmup, 0))
         self.steps, self.advise = steps, advise
         self._own = OwnSettings(optimizer)
         self.plan = self.groups.read(name_column(stack_plans([LoopPlan(batch=1, clip=clip)]), 0))
         self._untouched = dict(self.plan)
-        warm = make_warmup(0 if advise else warmup, self.groups, self._first, steps)
+        warm = make_warmup(0 if advise else warmup, self.groups, self._pace.first, steps)
         self._restraint = Restraint(limits, [k.field for k in self.policy.knobs.knobs], Cooldown(steps, cooldown), warm)
         self._restraint.meet(self.groups, self.plan)
         self._loader: SteeredLoader | None = None
@@ -135,14 +134,10 @@ class Steering:
         self._seen, self._memory = self._observe(None, restored=False), self.policy.begin(1)
         self._watch, self._begun = UpdateWatch(), False
         self._begin_decision()
-        self._hook()
-        setattr(optimizer, _ATTACHED, self)
-
-    def _hook(self) -> None:
-        """Hang on to the optimizer."""
-        self._hooks = StepHooks(self.groups.optimizer, self._before_update, self._after_update)
+        self._hooks = StepHooks(optimizer, self._before_update, self._after_update)
         if self.groups.whole is not None:
             self._hooks.handles.append(self.groups.whole.register_update_hook(self._look_at_update))
+        setattr(optimizer, _ATTACHED, self)
 
     def _meet_groups(self) -> None:
         """Take in the optimizer's groups, where others have come."""
@@ -160,7 +155,7 @@ class Steering:
     @property
     def every(self) -> int:
         """Iterations between this decision and the next."""
-        return find_spacing(self._first, self.decisions)
+        return find_spacing(self._pace.first, self.decisions)
 
     def step(self, loss: torch.Tensor | float | None = None) -> None:
         """Once per iteration, after ``optimizer.step()``; ``loss`` is that of the batch, before any scaling.
@@ -177,15 +172,12 @@ class Steering:
         if self._loader is not None:
             self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
-        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
-        if self._ticks >= self._due:
+        if self._pace.idle == 0:
+            self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
+        if self._pace.is_due:
             self._decide()
-        elif len(self._losses) >= UNHEARD + self._ticks:
-            raise LoopwrightError(
-                f"{len(self._losses)} losses and {self._ticks} updates: is it another optimizer that makes them? "
-                f"attach to that one, and detach() from this"
-            )
-        if self._stopwatch is not None and self._ticks >= self._due - WINDOW:
+        self._pace.check_heard(len(self._losses))
+        if self._stopwatch is not None and self._pace.measures:
             self._stopwatch.begin()
 
     def validate(self, value: torch.Tensor | float) -> None:
@@ -227,29 +219,39 @@ class Steering:
         self._tell_prices(prices if isinstance(prices, Mapping) else None)
 
     def _tell_prices(self, prices: Mapping[str, float] | None) -> None:
-        if prices is None:
-            return
-        check_prices(prices, OPTIMIZERS)
-        self.prices, self._stopwatch = dict(prices), None
-        self._observer.tell_prices(self.prices)
+        if prices is not None:
+            check_prices(prices, OPTIMIZERS)
+            self.prices, self._stopwatch = dict(prices), None
+            self._observer.tell_prices(self.prices)
 
     # Within an update
 
     def _begin_decision(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._count = self._ticks = 0  # updates, and microbatches, since the last decision
-        self._due = self.every
+        self._losses, self._count = list[torch.Tensor](), 0  # and updates, since the last decision
+        self._plan_ahead(0)
         self._watch.begin()
+
+    def _plan_ahead(self, ticks: int) -> None:
+        """Settle what is to be done from here to the next decision; the last one was so many iterations ago."""
+        timed, climbs = self._stopwatch is not None, self.iterations < self._restraint.warmup.iterations
+        busy = timed or climbs or self._clips or not self._begun
+        self._pace.begin(self.decisions, ticks, busy=busy)
+
+    @property
+    def _clips(self) -> bool:
+        return self.plan["clip"] < math.inf and not self.advise and self.groups.whole is None  # which clips by itself
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Look at the gradients now; where the optimizer is given a closure, after it has made them."""
+        if self._pace.ticks < self._pace.idle:
+            return None
         return arrive_after_closure(args, kwargs, lambda: self._arrive(optimizer))
 
     def _arrive(self, optimizer: Optimizer) -> None:
         if self.stopped is not None:
             return
         watch = self._stopwatch
-        if watch is None or self._ticks < self._due - WINDOW:
+        if watch is None or not self._pace.measures:
             self._prepare(optimizer)
             return
         watch.end(watch.passes)
@@ -263,33 +265,33 @@ class Steering:
             self._begun = True
             self._restraint.say_what_is_off(optimizer, self.policy.knobs.knobs, self._steered)
             self._turn(self.groups.read(self.plan), None, FINE)
-            if any(p.grad is not None and p.grad.is_sparse for p in self.groups.parameters):
-                raise LoopwrightError("sparse gradients cannot be steered; use dense ones (nn.Embedding(sparse=False))")
+            self.groups.refuse_sparse()
+            self._plan_ahead(self._pace.ticks)
         self._restraint.warmup.begin(optimizer, self.iterations)
         if self.groups.whole is not None:
             return  # it says by itself when it makes an update, and clips it
-        measures = self._ticks >= self._due - WINDOW
-        clips = self.plan["clip"] < math.inf and not self.advise
-        if measures or clips:
+        measures = self._pace.measures
+        if measures or self._clips:
             parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
             if measures and parameters:
                 self._watch.measure_held(self.groups, parameters, scale)
-            if clips and parameters:
+            if self._clips and parameters:
                 torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
 
     def _look_at_update(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
     ) -> None:
-        if self.stopped is None and self._ticks >= self._due - WINDOW:
+        if self.stopped is None and self._pace.measures:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._restraint.warmup.end()
+        if self._pace.ticks >= self._pace.idle:
+            self._restraint.warmup.end()
         if self.stopped is not None or float(getattr(optimizer, "found_inf", None) or 0) > 0:
             return  # an update that a GradScaler skipped is none
         if self._stopwatch is not None:
             self._stopwatch.end(self._stopwatch.updates)
-        self._ticks += 1
+        self._pace.ticks += 1
         self.iterations += 1
         if self.groups.whole is not None and not self.groups.whole.updated:
             return
@@ -368,7 +370,7 @@ class Steering:
         """All that a resumed job needs to go on exactly; beside the model's and the optimizer's own."""
         return {
             "plan": dict(self.plan), "prices": self.prices, "restraint": self._restraint.state_dict(),
-            "made": (self.decisions, self.updates, self.iterations, self._count, self._ticks),
+            "made": (self.decisions, self.updates, self.iterations, self._count, self._pace.ticks),
             "begun": self._begun, "own": self._own.groups, "stopped": self.stopped, "control": self._control,
             "seen": torch.from_numpy(self._seen.copy()),
             "losses": [loss.clone() for loss in self._losses], "average": self._average.state_dict(),
@@ -383,8 +385,8 @@ class Steering:
         self.plan, self._control, self.stopped = dict(state["plan"]), state["control"], state["stopped"]
         self._begun, self._own.groups = state["begun"], list(state["own"])
         self._restraint.load_state_dict(state["restraint"])
-        self.decisions, self.updates, self.iterations, self._count, self._ticks = state["made"]
-        self._due = self.every
+        self.decisions, self.updates, self.iterations, self._count, ticks = state["made"]
+        self._plan_ahead(ticks)
         self._record.go_back(self.decisions if self._begun else -1)
         self._seen, self._losses = state["seen"].numpy(), list(state["losses"])
         self._average.load_state_dict(state["average"])
