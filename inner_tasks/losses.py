@@ -26,6 +26,13 @@ def compute_losses(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) 
     return each if each.dim() == 1 else each.flatten(1).mean(1)
 
 
+def compute_mean_loss(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean of ``compute_losses``, a scalar, in one operation."""
+    if loss == "cross-entropy":
+        return F.cross_entropy(outputs.flatten(0, -2), labels.flatten())
+    return F.mse_loss(outputs, labels)
+
+
 def compute_metric(loss: LossName, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The metric over all samples, a scalar; higher is better, 1 is the most."""
     if loss == "cross-entropy":

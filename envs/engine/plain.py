@@ -18,7 +18,7 @@ from loopwright.envs.loop.compiled_probe import CompiledProbe, make_probe
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.probe import Probe
 from loopwright.envs.loop.telemetry import PROBE, SUMS, WINDOW, Statistics
-from loopwright.inner_tasks.losses import compute_losses
+from loopwright.inner_tasks.losses import compute_losses, compute_mean_loss
 from loopwright.inner_tasks.task import Split, Task
 
 
@@ -61,7 +61,7 @@ class PlainLoop(ReferenceLoop):
     @torch.no_grad()
     def look(self, split: Split) -> float:
         """The mean loss alone: what a controller is shown."""
-        return compute_losses(self.task.loss, *self._predict(self._weights_to_judge, split)).mean().item()
+        return compute_mean_loss(self.task.loss, *self._predict(self._weights_to_judge, split)).item()
 
     @property
     def _weights_to_judge(self) -> nn.Module:
