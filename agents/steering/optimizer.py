@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from loopwright.agents.steering.stopwatch import time_rules
+from loopwright.envs.loop.clipping import clip_gradients
 from loopwright.envs.loop.errors import LoopwrightError
 from loopwright.envs.loop.plan import LoopPlan
 from loopwright.envs.loop.update_rules import ADAM_EPS, Parts, take_step
@@ -90,7 +91,7 @@ class PlanOptimizer(Optimizer):
         if self.updated and flat:
             for hook in self._hooks_before.values():
                 hook(flat, gradients, [self.state[p]["momentum"] for p in flat])
-            self._clip(gradients, first["clip"])
+            clip_gradients(gradients, first["clip"])
             begin = 0
             for group, own in zip(self.param_groups, owned, strict=True):
                 self._move(group, own, gradients[begin : begin + len(own)])
@@ -118,12 +119,6 @@ class PlanOptimizer(Optimizer):
             if not self.updated:
                 self.state[p]["gathered"] = sums[-1]
         return list(torch._foreach_div(sums, count)) if self.updated and sums else sums
-
-    @staticmethod
-    def _clip(gradients: _Tensors, threshold: float) -> None:
-        if threshold < math.inf:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            torch._foreach_mul_(gradients, (threshold / (norm + 1e-6)).clamp(max=1.0))
 
     def _move(self, group: dict[str, Any], parameters: _Tensors, gradients: _Tensors) -> None:
         if not parameters:

@@ -33,6 +33,7 @@ from loopwright.agents.steering.stopwatch import make_stopwatch
 from loopwright.agents.steering.warmup import make_warmup
 from loopwright.agents.steering.watch import UpdateWatch, find_scale, read_numbers
 from loopwright.envs.loop.checks import check_counts
+from loopwright.envs.loop.clipping import clip_gradients
 from loopwright.envs.loop.compiled_observer import CompiledObserver
 from loopwright.envs.loop.context import check_prices
 from loopwright.envs.loop.errors import LoopwrightError
@@ -270,13 +271,12 @@ class Steering:
         self._restraint.warmup.begin(optimizer, self.iterations)
         if self.groups.whole is not None:
             return  # it says by itself when it makes an update, and clips it
-        measures = self._pace.measures
-        if measures or self._clips:
+        if self._pace.measures or self._clips:
             parameters, scale = [p for p in self.groups.parameters if p.grad is not None], find_scale(optimizer)
-            if measures and parameters:
+            if self._pace.measures and parameters:
                 self._watch.measure_held(self.groups, parameters, scale)
             if self._clips and parameters:
-                torch.nn.utils.clip_grad_norm_(parameters, self.plan["clip"] * scale)
+                clip_gradients([p.grad for p in parameters if p.grad is not None], self.plan["clip"] * scale)
 
     def _look_at_update(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], momenta: list[torch.Tensor]
