@@ -8,27 +8,38 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+PARTS = 4  # of a half-life: the weights are taken in as often, or with every update where that is shorter
+
 
 class WeightAverage:
     """An exponential average of parameters, by torch's own, and of such ``buffers`` as go with them.
 
     The statistics of batch norm are those of the weights as they were: an average of weights fits an average of these.
+    Successive weights hardly differ, and to take them in is a pass over them and their average: so it is not done with
+    every update, but ``PARTS`` times in a half-life, and whenever the average is asked for.
     """
 
     def __init__(self, buffers: Iterable[torch.Tensor] = ()) -> None:
         self._buffers = [buffer for buffer in buffers if buffer.is_floating_point()]
         self.weights: list[torch.Tensor] = []  # the parameters', and then the buffers'
+        self._half_life, self._waiting = 0.0, 0  # updates since the weights were last taken in
 
     @torch.no_grad()
     def update(self, parameters: Sequence[torch.Tensor], half_life: float) -> None:
-        """Take in the weights after an update; half of the average is forgotten every ``half_life`` updates."""
-        parameters = [*parameters, *self._buffers]
+        """Note an update of the parameters; half of the average is forgotten every ``half_life`` updates."""
+        self._half_life, self._waiting = half_life, self._waiting + 1
         if half_life <= 0:
             self.weights = []
-        elif [p.shape for p in parameters] != [w.shape for w in self.weights]:
+        elif not self.weights or self._waiting * PARTS >= half_life:
+            self._take_in(parameters)
+
+    def _take_in(self, parameters: Sequence[torch.Tensor]) -> None:
+        parameters = [*parameters, *self._buffers]
+        if [p.shape for p in parameters] != [w.shape for w in self.weights]:
             self.weights = [p.detach().clone() for p in parameters]
-        else:
-            _make_average(half_life)(self.weights, parameters, 1)
+        elif self._waiting:
+            _make_average(self._half_life / self._waiting)(self.weights, parameters, 1)
+        self._waiting = 0
 
     @contextmanager
     def applied(self, parameters: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -36,6 +47,8 @@ class WeightAverage:
         if not self.weights:
             yield
             return
+        with torch.no_grad():
+            self._take_in(parameters)
         self._swap(parameters)
         try:
             yield
@@ -50,13 +63,13 @@ class WeightAverage:
             weight.copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.weights}
+        return {"weights": self.weights, "half_life": self._half_life, "waiting": self._waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights = list(state["weights"])
+        self.weights, self._half_life, self._waiting = list(state["weights"]), state["half_life"], state["waiting"]
 
 
-@lru_cache(maxsize=8)  # it is asked for once an update
+@lru_cache(maxsize=64)
 def _make_average(half_life: float) -> Callable[..., None]:
     average: Callable[..., None] = get_ema_multi_avg_fn(0.5 ** (1 / half_life))  # type: ignore[no-untyped-call]
     return average

@@ -7,6 +7,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from loopwright.envs.loop.tracing import Traced, write_number
 
 # Neither may the compiler reorder, nor join a product and a sum: so the doubles are those of Python.
 _OPTIONS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w")
+_PATIENCE = 60  # seconds
 
 
 @lru_cache
@@ -26,7 +28,7 @@ def find_c_compiler() -> str | None:
 
 @cache
 def load_c(source: str) -> ctypes.PyDLL | None:
-    """The functions of a C ``source``; None where there is no compiler, or what it makes cannot be loaded."""
+    """The functions of a C ``source``; None where there is no compiler, or, with a warning, one that does not do."""
     compiler = find_c_compiler()
     if compiler is None:
         return None
@@ -34,9 +36,12 @@ def load_c(source: str) -> ctypes.PyDLL | None:
         code, library = Path(folder, "code.c"), Path(folder, "code.so")
         code.write_text(source)
         try:
-            subprocess.run([compiler, *_OPTIONS, str(code), "-o", str(library), "-lm"], check=True, capture_output=True)
+            command = [compiler, *_OPTIONS, str(code), "-o", str(library), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PATIENCE)
             return ctypes.PyDLL(str(library))
-        except (OSError, subprocess.CalledProcessError):
+        except (OSError, subprocess.SubprocessError) as problem:
+            said = (getattr(problem, "stderr", None) or str(problem))[:300]
+            warnings.warn(f"{compiler} is of no use, and Python does what it was to compile: {said}", stacklevel=2)
             return None
 
 

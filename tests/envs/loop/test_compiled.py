@@ -150,4 +150,5 @@ def test_what_is_traced_cannot_be_branched_on() -> None:
 
 @needs_compiler
 def test_source_that_does_not_compile_is_no_library() -> None:
-    assert load_c("this is not C") is None
+    with pytest.warns(UserWarning, match=r"is of no use, and Python does what it was to compile: .*error"):
+        assert load_c("this is not C") is None
