@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from loopwright.envs.loop.plan import PLAN_FIELDS
 from loopwright.envs.loop.telemetry import TELEMETRY
 from loopwright.envs.loop.tracing import Expression, Traced
 
+_get_telemetry, _get_fields = itemgetter(*TELEMETRY), itemgetter(*PLAN_FIELDS)
 _READ = len(TELEMETRY) + 6 + len(PLAN_FIELDS)  # numbers of a reading
 
 
@@ -45,8 +47,8 @@ class CompiledObserver(Observer):
             memory[_READ : -len(OBSERVATION_NAMES)] = [place[name] for place, name in _list_places(self)]
             self._inside = True
         memory[:_READ] = [
-            *reading.telemetry.values(), reading.control_loss, reading.budget_left, reading.trained, reading.restored,
-            reading.guard_left, reading.samples_read, *reading.plan.values(),
+            *_get_telemetry(reading.telemetry), reading.control_loss, reading.budget_left, reading.trained, reading.restored,
+            reading.guard_left, reading.samples_read, *_get_fields(reading.plan),
         ]  # fmt: skip
         self._function.run()
         return np.array([memory[-len(OBSERVATION_NAMES) :]], np.float32)
