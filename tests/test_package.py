@@ -20,7 +20,7 @@ DATA = ("py.typed", "envs/engine/prices.json", "inner_tasks/targets.json", "inne
         "agents/controllers/shipped/adamw.safetensors", "agents/controllers/shipped/all.safetensors",
         "agents/controllers/shipped/clip.safetensors", "agents/controllers/shipped/lr-clip-average.safetensors",
         "agents/controllers/shipped/loop.safetensors", "agents/controllers/shipped/lr-momentum.safetensors",
-        "agents/judging/report.html.jinja")  # fmt: skip
+        "agents/judging/report.html.jinja", "agents/controllers/network.c", "envs/loop/probe.c")  # fmt: skip
 
 
 def copy_of_the_tree(tree: Path) -> None:
@@ -50,6 +50,8 @@ def load_shipped_policies(wheel: Path, folder: Path) -> None:
             policy = loopwright.load_policy(name)
             actions, _ = policy.predict(numpy.zeros((3, len(loopwright.OBSERVATION_NAMES)), numpy.float32))
             assert actions.shape == (3, len(policy.knobs.choices))
+            steps = policy.steps_of_one(numpy.zeros((1, len(loopwright.OBSERVATION_NAMES)), numpy.float32))
+            assert len(steps) == len(policy.knobs.choices)
         print(*loopwright.list_policies())
     """
     run = subprocess.run(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-PARTS = 4  # of a half-life: the weights are taken in as often, or with every update where that is shorter
+INTAKES = 4  # of a half-life: the weights are taken in as often, or with every update where that is shorter
 
 
 class WeightAverage:
@@ -16,7 +16,7 @@ class WeightAverage:
 
     The statistics of batch norm are those of the weights as they were: an average of weights fits an average of these.
     Successive weights hardly differ, and to take them in is a pass over them and their average: so it is not done with
-    every update, but ``PARTS`` times in a half-life, and whenever the average is asked for.
+    every update, but ``INTAKES`` times in a half-life, and whenever the average is asked for.
     """
 
     def __init__(self, buffers: Iterable[torch.Tensor] = ()) -> None:
@@ -30,7 +30,7 @@ class WeightAverage:
         self._half_life, self._waiting = half_life, self._waiting + 1
         if half_life <= 0:
             self.weights = []
-        elif not self.weights or self._waiting * PARTS >= half_life:
+        elif not self.weights or self._waiting * INTAKES >= half_life:
             self._take_in(parameters)
 
     def _take_in(self, parameters: Sequence[torch.Tensor]) -> None:

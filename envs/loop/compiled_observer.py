@@ -47,8 +47,8 @@ class CompiledObserver(Observer):
             memory[_READ : -len(OBSERVATION_NAMES)] = [place[name] for place, name in _list_places(self)]
             self._inside = True
         memory[:_READ] = [
-            *_get_telemetry(reading.telemetry), reading.control_loss, reading.budget_left, reading.trained, reading.restored,
-            reading.guard_left, reading.samples_read, *_get_fields(reading.plan),
+            *_get_telemetry(reading.telemetry), reading.control_loss, reading.budget_left, reading.trained,
+            reading.restored, reading.guard_left, reading.samples_read, *_get_fields(reading.plan),
         ]  # fmt: skip
         self._function.run()
         return np.array([memory[-len(OBSERVATION_NAMES) :]], np.float32)

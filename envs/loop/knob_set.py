@@ -179,7 +179,7 @@ class KnobSet:
         step_ratio: Callable[[], torch.Tensor] | None = None,
     ) -> dict[str, Number]:  # fmt: skip
         """``move`` of the fields of plans by name, with a step for each knob."""
-        xp, owned = arithmetic, [knob.field for knob in self.knobs]
+        xp, owned = arithmetic, self._fields
         found = xp.evaluate(self._move_owned, [*steps, *(fields[name] for name in owned)])
         moved = {**fields, **dict(zip(owned, found, strict=True))}
         scaled, was_scaled = moved["optimizer"] > SGD, fields["optimizer"] > SGD
@@ -192,17 +192,22 @@ class KnobSet:
         return moved
 
     def _move_owned(self, xp: Arithmetic, numbers: Sequence[Number]) -> list[Number]:
-        """What becomes of the field of each knob, by the steps and then the fields of all of them."""
-        moved = []
-        for knob, step, before in zip(self.knobs, numbers[: len(self.knobs)], numbers[len(self.knobs) :], strict=True):
+        """What becomes of ``_fields``, by the steps of the knobs and then what the fields are."""
+        moved = dict(zip(self._fields, numbers[len(self.knobs) :], strict=True))
+        for knob, step in zip(self.knobs, numbers[: len(self.knobs)], strict=True):
             if knob.command:
-                before = xp.fill(knob.low)
+                moved[knob.field] = xp.fill(knob.low)
             if xp.any(step != 0):
+                before = moved[knob.field]
                 place = xp.maximum(xp.minimum(knob.encode(xp, before), knob.high), knob.low) + step
                 after = knob.decode(xp, xp.maximum(xp.minimum(place, knob.high), knob.low))
-                before = xp.where(step == 0, before, after)
-            moved.append(before)
-        return moved
+                moved[knob.field] = xp.where(step == 0, before, after)
+        return list(moved.values())
+
+    @cached_property
+    def _fields(self) -> list[str]:
+        """Those that the knobs move; several may move the same."""
+        return list(dict.fromkeys(knob.field for knob in self.knobs))
 
 
 def _read_array(actions: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:

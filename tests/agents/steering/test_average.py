@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from loopwright.agents.steering.average import PARTS, WeightAverage
+from loopwright.agents.steering.average import INTAKES, WeightAverage
 
 
 def follow(average: WeightAverage, half_life: float, updates: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +26,7 @@ def test_it_is_about_that_over_every_update(half_life: float) -> None:
     with average.applied([weights]):
         assert (weights - exact).norm() < 0.15 * (raw - exact).norm()
     torch.testing.assert_close(weights, raw)
-    if half_life <= PARTS:
+    if half_life <= INTAKES:
         torch.testing.assert_close(average.weights[0], exact)
 
 
