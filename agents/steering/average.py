@@ -24,7 +24,6 @@ class WeightAverage:
         self.weights: list[torch.Tensor] = []  # the parameters', and then the buffers'
         self._half_life, self._waiting = 0.0, 0  # updates since the weights were last taken in
 
-    @torch.no_grad()
     def update(self, parameters: Sequence[torch.Tensor], half_life: float) -> None:
         """Note an update of the parameters; half of the average is forgotten every ``half_life`` updates."""
         self._half_life, self._waiting = half_life, self._waiting + 1
@@ -33,6 +32,7 @@ class WeightAverage:
         elif not self.weights or self._waiting * INTAKES >= half_life:
             self._take_in(parameters)
 
+    @torch.no_grad()
     def _take_in(self, parameters: Sequence[torch.Tensor]) -> None:
         parameters = [*parameters, *self._buffers]
         if [p.shape for p in parameters] != [w.shape for w in self.weights]:
@@ -47,8 +47,7 @@ class WeightAverage:
         if not self.weights:
             yield
             return
-        with torch.no_grad():
-            self._take_in(parameters)
+        self._take_in(parameters)
         self._swap(parameters)
         try:
             yield

@@ -47,7 +47,6 @@ MEANS: dict[str, Means] = {
     "Muon": Means("muon", AVERAGE, None, decays=True),
 }
 LEARNING_RATE_ALONE = Means("adamw")
-_NOTHING: Mapping[str, Any] = {}
 STATE_KEYS = ("exp_avg", "momentum_buffer")  # where optimizers keep the average or the sum of gradients
 
 
@@ -135,10 +134,6 @@ class Groups:
 
     def momenta(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
         """The optimizer's average of the gradients of each; zeros where it has none yet."""
-        if self.means.momentum == BETA:
-            states = [self.optimizer.state.get(p, _NOTHING) for p in parameters]
-            if all("exp_avg" in state for state in states):
-                return [state["exp_avg"] for state in states]
         found = []
         scale = 1.0
         if self.means.momentum == SUM:

@@ -49,7 +49,7 @@ class LoopGuard:
 
         ``losses`` are those of the decision's batches.
         """
-        finite = all(math.isfinite(number) for part in statistics for number in part.ravel().tolist())
+        finite = bool(statistics.finite[0])
         if finite and self._before < math.inf:  # it has been taken back to where it began, and this is another sample
             self._before = max(self._before, losses[0])
         false_start = finite and _leaps(losses, self._before)

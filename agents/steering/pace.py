@@ -36,17 +36,21 @@ class Pace:
 
     Attributes:
         ticks: iterations since the last decision.
-        idle: up to how many of them nothing is to be done about an update.
     """
 
     def __init__(self, first: int) -> None:
         self.first = self._due = first
-        self.ticks = self.idle = 0
+        self.ticks = self._idle = 0
 
     def begin(self, decisions: int, ticks: int, *, busy: bool) -> None:
         """Of so many decisions the last was ``ticks`` ago; ``busy`` is whether every update has to be looked after."""
         self._due, self.ticks = find_spacing(self.first, decisions), ticks
-        self.idle = 0 if busy else self._due - WINDOW
+        self._idle = 0 if busy else self._due - WINDOW
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be done about the next update."""
+        return self.ticks < self._idle
 
     @property
     def is_due(self) -> bool:

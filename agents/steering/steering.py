@@ -173,8 +173,7 @@ class Steering:
         if self._loader is not None:
             self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
-        if self._pace.idle == 0:
-            self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
+        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
         if self._pace.is_due:
             self._decide()
         self._pace.check_heard(len(self._losses))
@@ -244,7 +243,7 @@ class Steering:
 
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Look at the gradients now; where the optimizer is given a closure, after it has made them."""
-        if self._pace.ticks < self._pace.idle:
+        if self._pace.is_idle:
             return None
         return arrive_after_closure(args, kwargs, lambda: self._arrive(optimizer))
 
@@ -285,8 +284,7 @@ class Steering:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._pace.ticks >= self._pace.idle:
-            self._restraint.warmup.end()
+        self._restraint.warmup.end()
         if self.stopped is not None or float(getattr(optimizer, "found_inf", None) or 0) > 0:
             return  # an update that a GradScaler skipped is none
         if self._stopwatch is not None:

@@ -45,7 +45,7 @@ def arrive_after_closure(args: Any, kwargs: Any, arrive: Callable[[], None]) -> 
 
     Returns what a hook before a step returns: None, or positional and keyword arguments to take instead.
     """
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None) if kwargs or len(args) > 1 else None
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
         arrive()
         return None

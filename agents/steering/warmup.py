@@ -42,8 +42,7 @@ class WarmUp:
 
     def begin(self, optimizer: Optimizer, iteration: int) -> None:
         """An update is about to be made, after so many iterations."""
-        if self._held:
-            self.end()
+        self.end()
         self._level = self._find_level(iteration)
         if self._level == 1.0:
             return
