@@ -173,7 +173,8 @@ class Steering:
         if self._loader is not None:
             self._loader.take_losses(loss)
         self._losses.append(loss.detach() if loss.dim() == 0 else loss.detach().mean())
-        self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
+        if not self._pace.is_idle:
+            self._restraint.watch_climb(self._losses[-1], self.iterations, self.groups)
         if self._pace.is_due:
             self._decide()
         self._pace.check_heard(len(self._losses))
@@ -284,7 +285,8 @@ class Steering:
             self._watch.measure(parameters, gradients, momenta)
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._restraint.warmup.end()
+        if not self._pace.is_idle:
+            self._restraint.warmup.end()
         if self.stopped is not None or float(getattr(optimizer, "found_inf", None) or 0) > 0:
             return  # an update that a GradScaler skipped is none
         if self._stopwatch is not None:
